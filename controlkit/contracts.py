@@ -1,0 +1,237 @@
+"""The few types that every kind of control fits. Read this file first.
+
+A *control* is configuration: a module bound to its map, its strength and its schedule. It does not
+change. `Control.prepare` is called once per run (one call of a pipeline) and returns an `Active`: up to
+three functions, each of which adds one kind of thing to the U-Net. The engine (`controlkit.engine`) calls
+them for the steps in which the control acts, applies its strength, and sums over controls. A host
+(`controlkit.hosts`) turns the sum into the U-Net's own arguments. Nothing here knows diffusers.
+
+Where a control may add (the slots):
+
+- ``tokens``: extra prompt tokens after the text's (Uni-ControlNet's global half, style adapters);
+- ``skips`` and ``mid``: to the skip connections and after the middle block (ControlNet);
+- ``encoder``: inside the encoder, once per level, before its downsampler (T2I-Adapter);
+- ``noise``: a shift of the predicted noise (guidance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from controlkit.errors import ParameterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from controlkit.strength import Strength
+
+Slot = Literal["tokens", "skips", "mid", "encoder", "noise"]
+Branch = Literal["uncond", "cond", "image", "perturbed"]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What a control adds inside the U-Net.
+
+    Args:
+        skips: One tensor (rows, channels, h, w) per skip connection, in the U-Net's order (the first
+            convolution first). A 1x1 map is broadcast. Empty: nothing.
+        mid: Added after the middle block. Always given when ``skips`` is: a U-Net that gets skips alone
+            takes them for something else.
+        encoder: One tensor per level of the encoder, added before the level's skip is stored.
+    """
+
+    skips: tuple[Tensor, ...] = ()
+    mid: Tensor | None = None
+    encoder: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.skips) != (self.mid is not None):
+            raise ParameterError(
+                "Residuals",
+                found=f"{len(self.skips)} skips and {'a' if self.mid is not None else 'no'} middle residual",
+                expected="both or neither",
+                fix="Give zeros for the one that is not wanted.",
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.skips or self.encoder)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a control must fit: the U-Net, described without its framework.
+
+    Args:
+        family: ``sd1``, ``sd2``, ``sdxl``, ``embedded`` or ``other``.
+        channels: Channels of the noisy latents alone (4 for Stable Diffusion, 3 in pixel space), without
+            masks or images that some U-Nets take beside them.
+        token_dim: Width of the prompt tokens; None where the U-Net reads none.
+        levels: Channels of each level of the encoder.
+        skip_channels: Channels of each skip connection, in the U-Net's order.
+        mid_channels: Channels of the middle block.
+        encoder_channels: Channels of each feature that the encoder takes in (the ``encoder`` slot).
+        encoder_strides: Size of each such feature: latent size divided by this.
+        prediction: What the U-Net predicts.
+        pixel_scale: Map pixels per latent pixel (8 with the usual VAE, 1 in pixel space).
+        slots: Where this U-Net, as it is called here, can be added to.
+        refusals: For each slot not in ``slots``, why not.
+        added_dim: Width of SDXL's pooled text plus size ids; None where there are none.
+    """
+
+    family: str
+    channels: int
+    token_dim: int | None
+    levels: tuple[int, ...]
+    skip_channels: tuple[int, ...]
+    mid_channels: int
+    encoder_channels: tuple[int, ...]
+    encoder_strides: tuple[int, ...]
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    pixel_scale: int = 8
+    slots: frozenset[Slot] = frozenset({"tokens", "skips", "mid", "encoder", "noise"})
+    refusals: Mapping[Slot, str] = field(default_factory=dict[Slot, str])
+    added_dim: int | None = None
+
+    def describe(self) -> str:
+        """One phrase for error messages, such as ``an SD 1.x U-Net (tokens 768 wide, levels 320/640/…)``."""
+        names = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "embedded": "embedded"}
+        tokens = f"tokens {self.token_dim} wide" if self.token_dim else "no prompt tokens"
+        levels = "/".join(map(str, self.levels))
+        return f"{names.get(self.family, 'another')} U-Net ({tokens}, levels {levels})"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known when a run begins.
+
+    Args:
+        target: The U-Net.
+        images: Pictures made at once: prompts times images per prompt. A U-Net call has
+            ``images * len(branches)`` rows, branch by branch.
+        height: Latent rows. Times ``target.pixel_scale``: pixels.
+        width: Latent columns.
+        steps: Number of denoising steps of this run (what is left of them for image-to-image).
+        device: Where the U-Net computes.
+        dtype: In what it computes.
+        decode: Clean latents (images, channels, h, w) to pixels in [-1, 1], where the host has a decoder.
+    """
+
+    target: Target
+    images: int
+    height: int
+    width: int
+    steps: int
+    device: torch.device
+    dtype: torch.dtype
+    decode: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a map that fits, in pixels."""
+        return self.height * self.target.pixel_scale, self.width * self.target.pixel_scale
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the U-Net, as controls see it.
+
+    Args:
+        index: 0-based number of the step among those of this run.
+        count: Number of steps of this run.
+        timestep: () or (rows,), in the model's own numbering, high is noisy.
+        latents: (rows, channels, h, w), the noisy latents as the U-Net gets them: scaled to the
+            variance-preserving x_t, without masks or images that come beside them.
+        prompt: (rows, n, dim), the text's tokens alone; None where the U-Net reads none.
+        tokens: (rows, n + extra, dim), after every control added its own.
+        branches: Meaning of the equal parts that the rows fall into, in order.
+        added: SDXL's pooled text (``text_embeds``) and size ids (``time_ids``), as in diffusers'
+            ``added_cond_kwargs``; empty elsewhere.
+        alpha_bar: ᾱ_t, in (0, 1], falls as noise grows; None where the scheduler's noise level is not
+            known.
+    """
+
+    index: int
+    count: int
+    timestep: Tensor
+    latents: Tensor
+    prompt: Tensor | None
+    tokens: Tensor | None
+    branches: tuple[Branch, ...]
+    added: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
+    alpha_bar: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done when this step begins: index / count, in [0, 1)."""
+        return self.index / self.count
+
+    @property
+    def images(self) -> int:
+        """Rows of one branch."""
+        return self.latents.shape[0] // len(self.branches)
+
+
+@dataclass(frozen=True)
+class Active:
+    """What one control does during one run. A part that is None does nothing.
+
+    The engine calls a part only for steps in which the control acts, and scales what it returns; the
+    functions return what the module computes at scale 1. They must not change their arguments.
+
+    Args:
+        tokens: Extra tokens (rows, n, dim). ``n`` must not change within a run. Called once per step.
+        residuals: Residuals for all rows of the step it is given.
+        shift: Given the predicted noise (images, channels, h, w) and the step reduced to one branch,
+            what to add to the noise, in the epsilon parametrisation. The engine converts it to what the
+            U-Net predicts and gives it to every branch, so that it comes out of classifier-free guidance
+            unchanged.
+        notes: Facts for the run's report, such as ``map resized 512x768 -> 64x96``.
+        counts: Work done, for the report, such as ``{"hint": 1}``; the control updates it.
+        close: Called when the run ends, however it ends.
+    """
+
+    tokens: Callable[[Step], Tensor] | None = None
+    residuals: Callable[[Step], Residuals] | None = None
+    shift: Callable[[Tensor, Step], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    close: Callable[[], None] | None = None
+
+
+@runtime_checkable
+class Control(Protocol):
+    """A bound control: what `controlkit.attach` takes. Third parties implement these five members.
+
+    A control is configuration and is never changed by a run, so one may be attached many times.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for reports and errors."""
+        ...
+
+    @property
+    def strength(self) -> Strength:
+        """Scale, window, mode, block scales and mask; the engine applies them."""
+        ...
+
+    @property
+    def slots(self) -> frozenset[Slot]:
+        """Where it adds."""
+        ...
+
+    def check(self, target: Target) -> None:
+        """Refuse a U-Net that this control does not fit.
+
+        Raises:
+            BaseMismatch: Made for another base model; the message names both.
+        """
+        ...
+
+    def prepare(self, run: RunInfo) -> Active:
+        """Begin one run. Must leave the control and everything it refers to as it was."""
+        ...
