@@ -1,0 +1,1 @@
+"""The contact sheet that `controlkit demo` draws."""
