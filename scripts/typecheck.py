@@ -23,7 +23,7 @@ def expected_files() -> int:
 def main() -> int:
     """Print pyright's findings and a summary; 0 when there are no errors and every file was seen."""
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--outputjson", *sys.argv[1:]],
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", *sys.argv[1:]],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     """Where to compute: ``--device``."""
-    return request.config.getoption("--device")
+    return str(request.config.getoption("--device"))
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """In what to compute: ``--dtype``."""
     import torch
 
-    return getattr(torch, request.config.getoption("--dtype"))
+    return getattr(torch, str(request.config.getoption("--dtype")))
 
 
 @pytest.fixture
 def tolerance(request: pytest.FixtureRequest) -> dict[str, float]:
     """``rtol`` and ``atol`` for ``--dtype``, as `torch.testing.assert_close` takes them."""
-    return dict(TOLERANCES[request.config.getoption("--dtype")])
+    return dict(TOLERANCES[str(request.config.getoption("--dtype"))])
 
 
 @pytest.fixture(autouse=True)
