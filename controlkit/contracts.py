@@ -72,9 +72,12 @@ class Target:
         token_dim: Width of the prompt tokens; None where the U-Net reads none.
         levels: Channels of each level of the encoder.
         skip_channels: Channels of each skip connection, in the U-Net's order.
+        skip_strides: Size of each: latent size divided by this, rounded up.
         mid_channels: Channels of the middle block.
-        encoder_channels: Channels of each feature that the encoder takes in (the ``encoder`` slot).
-        encoder_strides: Size of each such feature: latent size divided by this.
+        encoder_channels: Channels of each feature that the encoder takes in (the ``encoder`` slot): one per
+            level, and last the middle block's, which a module may leave out (SDXL's adapters have it).
+        encoder_strides: Size of each such feature: latent size divided by this, rounded up.
+        encoder_positions: Number of the skip connection that carries each such feature.
         prediction: What the U-Net predicts.
         pixel_scale: Map pixels per latent pixel (8 with the usual VAE, 1 in pixel space).
         slots: Where this U-Net, as it is called here, can be added to.
@@ -87,9 +90,11 @@ class Target:
     token_dim: int | None
     levels: tuple[int, ...]
     skip_channels: tuple[int, ...]
+    skip_strides: tuple[int, ...]
     mid_channels: int
     encoder_channels: tuple[int, ...]
     encoder_strides: tuple[int, ...]
+    encoder_positions: tuple[int, ...]
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     pixel_scale: int = 8
     slots: frozenset[Slot] = frozenset({"tokens", "skips", "mid", "encoder", "noise"})
@@ -189,6 +194,8 @@ class Active:
             what to add to the noise, in the epsilon parametrisation. The engine converts it to what the
             U-Net predicts and gives it to every branch, so that it comes out of classifier-free guidance
             unchanged.
+        cond_only: The module was made for the conditional half alone (ControlNets with global pooling,
+            as shuffle): the other branches get nothing, whatever the mode, and nothing is weakened.
         notes: Facts for the run's report, such as ``map resized 512x768 -> 64x96``.
         counts: Work done, for the report, such as ``{"hint": 1}``; the control updates it.
         close: Called when the run ends, however it ends.
@@ -197,6 +204,7 @@ class Active:
     tokens: Callable[[Step], Tensor] | None = None
     residuals: Callable[[Step], Residuals] | None = None
     shift: Callable[[Tensor, Step], Tensor] | None = None
+    cond_only: bool = False
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict[str, int])
     close: Callable[[], None] | None = None

@@ -1,0 +1,431 @@
+"""Composes controls over one run: who acts at a step, with which strength, and what that adds up to.
+
+Knows no framework: a host gives it `Step`s and takes `Contribution`s. Order of work within a step: tokens
+of all controls, in the order given; then residuals, each scaled and masked, summed in the order given;
+after the U-Net, shifts of the predicted noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from controlkit.contracts import Active, Branch, Control, Residuals, RunInfo, Step, Target
+from controlkit.errors import (
+    BaseMismatch,
+    BatchMismatch,
+    ControlFailed,
+    ControlKitError,
+    ControlKitWarning,
+    NonFiniteAtStep,
+    NotApplicable,
+    ParameterError,
+)
+from controlkit.report import ControlRecord
+from controlkit.strength import Strength
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What all controls together add to one call of the U-Net, before it runs."""
+
+    tokens: Tensor | None
+    residuals: Residuals
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A control in force, with the record that its report is made from."""
+
+    control: Control
+    record: ControlRecord
+
+
+def admit(control: object, target: Target) -> Control:
+    """Check, before any step, that a control can work on this U-Net.
+
+    Raises:
+        ParameterError: Not a control at all (a module without its map, say).
+        NotApplicable: Its kind cannot work here; the message has the host's reason.
+        BaseMismatch: Made for another base model.
+        BatchMismatch: ``block_scales`` of the wrong length.
+    """
+    if not isinstance(control, Control):
+        raise ParameterError(
+            "attach",
+            found=f"a {type(control).__name__}",
+            expected="controls, such as module.on(map) or ck.Guidance(phi)",
+            fix="Bind a module to its map first: ck.attach(pipe, module.on(map)).",
+        )
+    for slot in sorted(control.slots - target.slots):
+        raise NotApplicable(
+            control.name,
+            found=f"a control that adds {slot}",
+            expected="a pipeline where that can work",
+            fix=target.refusals.get(slot, f"This U-Net takes no {slot}."),
+        )
+    control.check(target)
+    strength = control.strength
+    if "tokens" in control.slots and (strength.mask is not None or strength.mode == "control"):
+        raise NotApplicable(
+            control.name,
+            found="a mask" if strength.mask is not None else "mode='control'",
+            expected="mode 'balanced' or 'prompt' and no mask",
+            fix="Prompt tokens act on the whole picture and on both halves of classifier-free guidance.",
+        )
+    _split_blocks(control, target)
+    return control
+
+
+def _split_blocks(control: Control, target: Target) -> list[tuple[float, ...] | None]:
+    """`block_scales` as (skips, mid, encoder)."""
+    given = len(control.strength.block_scales or ())
+    skips = len(target.skip_channels) if "skips" in control.slots else 0
+    mid = 1 if skips else 0
+    encoder = 0
+    if "encoder" in control.slots:  # one per level, and one for the middle where the module has it
+        encoder = min(max(given - skips - mid, len(target.levels)), len(target.encoder_channels))
+    return control.strength.split_block_scales(skips, mid, encoder)
+
+
+class Weights:
+    """What each residual of one control is multiplied by, for a given scale."""
+
+    def __init__(self, control: Control, target: Target, *, weaken: bool) -> None:
+        depth = len(target.skip_channels)
+        positions = (*range(depth + 1), *target.encoder_positions)
+        mode = control.strength.mode
+        self._soft = torch.ones(len(positions))
+        if mode == "prompt":
+            self._soft = torch.tensor([0.825 ** (depth - p) for p in positions], dtype=torch.float64)
+        elif mode == "control" and weaken:
+            ladder = torch.logspace(-1, 0, depth + 1)
+            self._soft = torch.stack([ladder[p] for p in positions])
+        skips, mid, encoder = _split_blocks(control, target)
+        ones = (1.0,) * len(positions)
+        self._blocks = (
+            *(skips or ones[:depth]),
+            *(mid or ones[:1]),
+            *((*(encoder or ()), *ones)[: len(target.encoder_positions)]),
+        )
+        self._depth = depth
+
+    def at(self, scale: float) -> tuple[list[float], float, list[float]]:
+        """Factors of the skips, of the middle, and of the encoder's features."""
+        values = (self._soft * scale).tolist()
+        values = [value * block for value, block in zip(values, self._blocks, strict=True)]
+        return values[: self._depth], values[self._depth], values[self._depth + 1 :]
+
+
+@dataclass
+class _Acting:
+    entry: Entry
+    active: Active
+    plan: tuple[float, ...]
+    weights: Weights
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+
+    @property
+    def name(self) -> str:
+        return self.entry.control.name
+
+    @property
+    def strength(self) -> Strength:
+        return self.entry.control.strength
+
+
+class Session:
+    """One run: from the first call of the U-Net to the last. Made by the host, closed when it ends.
+
+    Args:
+        entries: The controls in force, outermost first.
+        run: What is known when the run begins.
+
+    Raises:
+        ControlKitError: A control does not fit the run; nothing has run yet.
+    """
+
+    def __init__(self, entries: Sequence[Entry], run: RunInfo) -> None:
+        self.run = run
+        self._acting: list[_Acting] = []
+        try:
+            for entry in entries:
+                self._begin(entry)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, entry: Entry) -> None:
+        control, record, run = entry.control, entry.record, self.run
+        plan = control.strength.plan(run.steps)
+        record.begin(plan)
+        if not any(plan):
+            window = f"[{control.strength.start:g}, {control.strength.end:g}]"
+            always_zero = control.strength.scale == 0
+            reason = "its scale is 0" if always_zero else f"no step falls in its window {window}"
+            record.note(f"active on 0 of {run.steps} steps: {reason}")
+            if not always_zero:
+                message = f"{control.name} acts on 0 of {run.steps} steps: {reason}"
+                warnings.warn(ControlKitWarning(message), stacklevel=2)
+            return
+        mask = control.strength.mask
+        if mask is not None and mask.shape[0] not in (1, run.images):
+            raise BatchMismatch(
+                f"{control.name}: mask",
+                found=f"{mask.shape[0]} masks for {run.images} pictures",
+                expected="one mask, or one per picture",
+            )
+        active = _call(control.name, None, lambda: control.prepare(run))
+        record.live = active
+        for note in active.notes:
+            record.note(note)
+        weights = Weights(control, run.target, weaken=not active.cond_only)
+        self._acting.append(_Acting(entry, active, plan, weights))
+
+    def before(self, step: Step) -> Contribution:
+        """Everything to add before the U-Net runs. ``step.tokens`` is what the U-Net was given."""
+        acting = [a for a in self._acting if a.plan[step.index]]
+        for a in self._acting:
+            a.entry.record.step(applied=bool(a.plan[step.index]))
+        for a in acting:
+            if a.active.tokens is not None:
+                extra = _call(a.name, step, a.active.tokens, step)
+                step = dataclasses.replace(step, tokens=_extend(a.name, step, extra * a.plan[step.index]))
+        total = Residuals()
+        for a in acting:
+            if a.active.residuals is not None:
+                total = add(total, self._residuals(a, step, a.active.residuals))
+        return Contribution(step.tokens, total)
+
+    def _residuals(self, a: _Acting, step: Step, function: Callable[[Step], Residuals]) -> Residuals:
+        wanted: tuple[Branch, ...] = step.branches
+        if a.active.cond_only or a.strength.mode == "control":
+            wanted = tuple(branch for branch in step.branches if branch in ("cond", "perturbed"))
+        if not wanted:
+            return Residuals()
+        part = step if wanted == step.branches else select(step, wanted)
+        raw = _call(a.name, step, function, part)
+        check_shapes(a.name, raw, part, self.run.target)
+        skips, mid, encoder = a.weights.at(a.plan[step.index])
+
+        def finish(residual: Tensor, factor: float, stride: int) -> Tensor:
+            scaled = residual if factor == 1.0 else residual * factor
+            scaled = self._masked(a, scaled, part, stride)
+            if wanted != step.branches:
+                scaled = _spread(scaled.expand(part.latents.shape[0], -1, -1, -1), step.branches, wanted)
+            return scaled.to(step.latents.dtype)
+
+        target = self.run.target
+        done = Residuals(
+            tuple(map(finish, raw.skips, skips, target.skip_strides)),
+            None if raw.mid is None else finish(raw.mid, mid, target.skip_strides[-1]),
+            tuple(map(finish, raw.encoder, encoder, target.encoder_strides)),  # the middle's may be absent
+        )
+        norm = _rms(done)
+        a.entry.record.norm(norm)
+        if not math.isfinite(norm):
+            raise NonFiniteAtStep(
+                a.name,
+                found=f"NaN or infinity in what it adds at step {step.index + 1} of {step.count}"
+                f" ({_dtype(raw)})",
+                expected="finite numbers",
+                fix="Use float32 or bfloat16 for the module; check the map and the weights.",
+            )
+        return done
+
+    def _masked(self, a: _Acting, residual: Tensor, step: Step, stride: int) -> Tensor:
+        if a.strength.mask is None:
+            return residual
+        size = (math.ceil(self.run.height / stride), math.ceil(self.run.width / stride))
+        if size not in a.masks:
+            mask = a.strength.mask.to(self.run.device, torch.float32)
+            a.masks[size] = functional.interpolate(mask, size, mode="area")
+        mask = a.masks[size].to(residual.dtype)
+        return residual * (mask if mask.shape[0] == 1 else mask.repeat(len(step.branches), 1, 1, 1))
+
+    def after(self, prediction: Tensor, step: Step) -> Tensor:
+        """The U-Net's prediction with every shift of the noise added.
+
+        Args:
+            prediction: (rows, channels, h, w), what the U-Net returned for the noisy latents.
+        """
+        for a in self._acting:
+            scale = a.plan[step.index]
+            if a.active.shift is None or not scale:
+                continue
+            branch: Branch = "cond" if "cond" in step.branches else step.branches[0]
+            part = select(step, (branch,))
+            noise = to_noise(_rows(prediction, step.branches, (branch,)), part, self.run.target)
+            shift = _call(a.name, step, a.active.shift, noise, part) * scale
+            shift = self._masked(a, shift, part, 1)
+            norm = _rms(Residuals(encoder=(shift,)))
+            a.entry.record.norm(norm)
+            if not math.isfinite(norm):
+                raise NonFiniteAtStep(
+                    a.name,
+                    found=f"a gradient that is not finite at step {step.index + 1} of {step.count}",
+                    expected="a finite gradient of phi",
+                    fix="Lower scale, give max_norm, or check phi for logarithms and divisions by zero.",
+                )
+            shift = from_noise_shift(shift, step, self.run.target).to(prediction.dtype)
+            prediction = prediction + shift.repeat(len(step.branches), 1, 1, 1)
+        return prediction
+
+    def close(self) -> None:
+        """End the run; harmless when called twice."""
+        acting, self._acting = self._acting, []
+        for a in acting:
+            a.entry.record.finish()
+            if a.active.close is not None:
+                a.active.close()
+
+
+def add(a: Residuals, b: Residuals) -> Residuals:
+    """Sum of two sets of residuals; an empty part is nothing. Changes neither."""
+
+    def both(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(p + q for p, q in zip(x, y, strict=True)) if x and y else x or y
+
+    mid = a.mid + b.mid if a.mid is not None and b.mid is not None else b.mid if a.mid is None else a.mid
+    return Residuals(both(a.skips, b.skips), mid, both(a.encoder, b.encoder))
+
+
+def select(step: Step, wanted: tuple[Branch, ...]) -> Step:
+    """The step reduced to some of its branches."""
+
+    def part(tensor: Tensor | None) -> Tensor | None:
+        batched = tensor is not None and tensor.ndim > 0 and tensor.shape[0] == step.latents.shape[0]
+        return _rows(tensor, step.branches, wanted) if tensor is not None and batched else tensor
+
+    return dataclasses.replace(
+        step,
+        timestep=part(step.timestep),
+        latents=part(step.latents),
+        prompt=part(step.prompt),
+        tokens=part(step.tokens),
+        branches=wanted,
+        added={key: part(value) for key, value in step.added.items()},
+    )
+
+
+def to_noise(prediction: Tensor, step: Step, target: Target) -> Tensor:
+    """What the U-Net predicts, as predicted noise ε (Salimans & Ho 2022, appendix D, for v)."""
+    if target.prediction == "epsilon":
+        return prediction
+    a, s = _signal_and_noise(step)
+    if target.prediction == "v_prediction":
+        return a * prediction + s * step.latents
+    return (step.latents - a * prediction) / s
+
+
+def from_noise_shift(shift: Tensor, step: Step, target: Target) -> Tensor:
+    """A shift of the noise as a shift of what the U-Net predicts, at fixed x_t.
+
+    With x_t = a x_0 + s ε: dx_0 = -(s / a) dε, and dv = a dε - s dx_0 = dε / a.
+    """
+    if target.prediction == "epsilon":
+        return shift
+    a, s = _signal_and_noise(step)
+    return shift / a if target.prediction == "v_prediction" else shift * (-s / a)
+
+
+def _signal_and_noise(step: Step) -> tuple[float, float]:
+    if step.alpha_bar is None:
+        raise NotApplicable("guidance", found="an unknown noise level", fix="Give attach the scheduler.")
+    return math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar)
+
+
+def check_shapes(name: str, residuals: Residuals, step: Step, target: Target) -> None:
+    """Refuse residuals that do not fit the U-Net, before they are silently broadcast or cut."""
+    height, width = step.latents.shape[-2:]
+    places: list[tuple[str, tuple[Tensor, ...], tuple[int, ...], tuple[int, ...]]] = []
+    if residuals.mid is not None:
+        tensors = (*residuals.skips, residuals.mid)
+        channels = (*target.skip_channels, target.mid_channels)
+        strides = (*target.skip_strides, target.skip_strides[-1])
+        places.append(("skips and middle", tensors, channels, strides))
+    if residuals.encoder:
+        number = min(len(target.encoder_channels), max(len(residuals.encoder), len(target.levels)))
+        channels, strides = target.encoder_channels[:number], target.encoder_strides[:number]
+        places.append(("encoder", residuals.encoder, channels, strides))
+    for place, tensors, channels, strides in places:
+        if len(tensors) != len(channels):
+            raise BaseMismatch(
+                name,
+                found=f"{len(tensors)} residuals ({place})",
+                expected=f"{len(channels)} for {target.describe()}",
+                fix="Use a module that was made for this base model.",
+            )
+        for index, (tensor, width_c, stride) in enumerate(zip(tensors, channels, strides, strict=True)):
+            sizes = ((math.ceil(height / stride), math.ceil(width / stride)), (1, 1))
+            rows = (step.latents.shape[0], 1)
+            fits = tensor.ndim == 4 and tensor.shape[0] in rows and tensor.shape[1] == width_c
+            if not fits or tuple(tensor.shape[-2:]) not in sizes:
+                raise BaseMismatch(
+                    name,
+                    found=f"a residual of shape {tuple(tensor.shape)} ({place}, number {index})",
+                    expected=f"({rows[0]}, {width_c}, {sizes[0][0]}, {sizes[0][1]}) for {target.describe()}",
+                    fix="Use a module made for this base model, and a map of 8 times the latents' size.",
+                )
+
+
+def _extend(name: str, step: Step, extra: Tensor) -> Tensor:
+    if step.tokens is None or extra.ndim != 3 or extra.shape[0] not in (1, step.tokens.shape[0]):
+        raise BatchMismatch(
+            name,
+            found=f"extra tokens of shape {tuple(extra.shape)}",
+            expected=f"({step.latents.shape[0]}, n, dim) beside the prompt's tokens",
+        )
+    extra = extra.to(step.tokens).expand(step.tokens.shape[0], -1, -1)
+    return torch.cat([step.tokens, extra], dim=1)
+
+
+def _rows(tensor: Tensor, branches: tuple[Branch, ...], wanted: tuple[Branch, ...]) -> Tensor:
+    chunks = tensor.chunk(len(branches))
+    kept = [chunk for chunk, branch in zip(chunks, branches, strict=True) if branch in wanted]
+    return kept[0] if len(kept) == 1 else torch.cat(kept)
+
+
+def _spread(part: Tensor, branches: tuple[Branch, ...], wanted: tuple[Branch, ...]) -> Tensor:
+    """Rows of the wanted branches put back in place, zeros for the others."""
+    chunks = iter(part.chunk(len(wanted)))
+    zeros = torch.zeros_like(part[: part.shape[0] // len(wanted)])
+    return torch.cat([next(chunks) if branch in wanted else zeros for branch in branches])
+
+
+def _call(name: str, step: Step | None, function: Callable[..., T], *args: object) -> T:
+    """Run a control's own code; what it raises names the control and the step."""
+    try:
+        return function(*args)
+    except ControlKitError:
+        raise
+    except Exception as error:
+        when = "while it was being prepared" if step is None else f"at step {step.index + 1} of {step.count}"
+        raise ControlFailed(
+            f"{name} failed {when}",
+            found=f"{type(error).__name__}: {error}",
+            fix="The pipeline is as it was before; the cause is attached to this error.",
+        ) from error
+
+
+def _rms(residuals: Residuals) -> float:
+    """Root mean square over everything that is added."""
+    tensors = [*residuals.skips, *residuals.encoder, *([] if residuals.mid is None else [residuals.mid])]
+    norms = torch.stack([torch.linalg.vector_norm(t.detach(), dtype=torch.float32) for t in tensors])
+    count = sum(tensor.numel() for tensor in tensors)
+    return float(torch.linalg.vector_norm(norms)) / math.sqrt(max(count, 1))
+
+
+def _dtype(residuals: Residuals) -> str:
+    tensor = residuals.mid if residuals.mid is not None else residuals.encoder[0]
+    return str(tensor.dtype).removeprefix("torch.")
