@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from controlkit.images import open_image
     from controlkit.module import ControlModule
     from controlkit.preprocessors import DetectorInfo, detectors, preprocess
-    from controlkit.recipe import Recipe, run
+    from controlkit.recipes import Recipe, run
     from controlkit.strength import Strength
 
 __version__ = "0.1.0"
@@ -128,7 +128,7 @@ _HOMES = {
     "ControlNet": "controlkit.adapters.controlnet",
     "DetectorInfo": "controlkit.preprocessors",
     "Guidance": "controlkit.adapters.phi_guidance",
-    "Recipe": "controlkit.recipe",
+    "Recipe": "controlkit.recipes",
     "Residuals": "controlkit.contracts",
     "Run": "controlkit.attaching",
     "RunInfo": "controlkit.contracts",
@@ -142,7 +142,7 @@ _HOMES = {
     "load": "controlkit.checkpoints",
     "open_image": "controlkit.images",
     "preprocess": "controlkit.preprocessors",
-    "run": "controlkit.recipe",
+    "run": "controlkit.recipes",
 }
 """Where each name that is imported on first use lives."""
 

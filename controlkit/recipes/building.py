@@ -1,0 +1,170 @@
+"""From the parts of a recipe to the objects that act: pipeline, scheduler, modules, controls."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import MissingExtra, ParameterError, RecipeError
+from controlkit.recipes.images import Files
+from controlkit.recipes.model import (
+    ControlRecipe,
+    GuidanceRecipe,
+    ModelRecipe,
+    ModuleRecipe,
+    SchedulerRecipe,
+)
+
+if TYPE_CHECKING:
+    from controlkit.contracts import Control
+    from controlkit.module import ControlModule
+
+
+def pipeline_of(model: ModelRecipe, files: Files) -> Any:
+    """The text-to-image pipeline of a recipe, without a progress bar of its own.
+
+    Raises:
+        RecipeError: It is not there, or cannot be read.
+    """
+    import torch
+
+    scheme, _, name = model.source.partition(":")
+    dtype = getattr(torch, model.dtype) if model.dtype else None
+    if scheme == "embedded":
+        from controlkit import embedded
+
+        if name != "base":
+            raise RecipeError(
+                "model",
+                found=f"{model.source!r}",
+                expected="'embedded:base'",
+                fix="There is one embedded model.",
+            )
+        pipe = embedded.pipeline(dtype=dtype)
+    else:
+        pipe = _pretrained(name if scheme == "hub" else str(files.weights(model.source)), model, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _pretrained(place: str, model: ModelRecipe, dtype: Any) -> Any:
+    try:
+        from diffusers import AutoPipelineForText2Image
+    except ImportError as error:
+        raise MissingExtra(
+            "model", found="no diffusers", expected="diffusers 0.38 or newer", fix="pip install diffusers"
+        ) from error
+    options = {"revision": model.revision, "variant": model.variant, "torch_dtype": dtype}
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoPipelineForText2Image.from_pretrained(place, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise RecipeError(
+            "model",
+            found=f"{model.source!r}, which cannot be read ({reason})",
+            expected="a folder or hub repository in diffusers layout, with safetensors weights",
+            fix="Check the name; the first use of a hub model needs the network.",
+        ) from error
+
+
+def scheduler_of(current: Any, wanted: SchedulerRecipe | None) -> Any:
+    """A fresh scheduler: the model's own, or the one that is named, made from the model's settings.
+
+    Raises:
+        ParameterError: No scheduler of that name, or an option that it does not have.
+    """
+    if wanted is None:
+        return type(current).from_config(current.config)
+    import diffusers
+
+    kind: Any = getattr(diffusers, wanted.name, None)
+    mixin = diffusers.SchedulerMixin
+    if not (isinstance(kind, type) and issubclass(kind, mixin)):
+        own = type(current).__name__
+        raise ParameterError(
+            "scheduler",
+            found=wanted.name,
+            expected="a scheduler class of diffusers",
+            fix=f"Such as {own}, DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler.",
+        )
+    known = inspect.signature(kind.__init__).parameters
+    unknown = sorted(set(wanted.options) - set(known))
+    if unknown:
+        raise ParameterError(
+            "scheduler options",
+            found=unknown[0],
+            expected=f"an option of {wanted.name}",
+            fix=f"It has {', '.join(name for name in known if name != 'self')}.",
+        )
+    return kind.from_config(current.config, **wanted.options)
+
+
+class Modules:
+    """The weights that a recipe names, each loaded once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._loaded: dict[str, ControlModule] = {}
+
+    def of(self, part: ModuleRecipe) -> ControlModule:
+        """The module of this part.
+
+        Raises:
+            RecipeError: Other weights than the recipe was made with, or none.
+        """
+        key = part.model_dump_json()
+        if key not in self._loaded:
+            self._loaded[key] = _load(part, self._files)
+        return self._loaded[key]
+
+
+def _load(part: ModuleRecipe, files: Files) -> ControlModule:
+    """The weights of a control, checked against the recipe's digest.
+
+    Raises:
+        RecipeError: Other weights than the recipe was made with, or none.
+    """
+    scheme, _, name = part.source.partition(":")
+    if scheme == "embedded":
+        from controlkit import embedded
+
+        if name not in embedded.names():
+            raise RecipeError(
+                "module",
+                found=part.source,
+                expected="one of " + ", ".join(sorted(embedded.names())),
+                fix="See controlkit models.",
+            )
+        module = embedded.load(name)
+    else:
+        from controlkit.checkpoints import load
+
+        options: dict[str, Any] = {
+            "kind": part.kind,
+            "config": part.config,
+            "subfolder": part.subfolder,
+            "weight_name": part.weight_name,
+            "revision": part.revision,
+        }
+        source = name if scheme == "hub" else str(files.weights(part.source))
+        module = load(source, **{key: value for key, value in options.items() if value is not None})
+    found = module.digest
+    if part.digest and found and found != part.digest:
+        raise RecipeError(
+            part.source,
+            found=f"weights with SHA-256 {found[:12]}…",
+            expected=f"those the recipe was made with, {part.digest[:12]}…",
+            fix="Use the same weights, or remove the digest from the recipe.",
+        )
+    return module
+
+
+def control_of(part: ControlRecipe | GuidanceRecipe, modules: Modules, files: Files) -> Control:
+    """A control, bound as the recipe says; only what differs from the defaults is passed on."""
+    if isinstance(part, GuidanceRecipe):
+        raise RecipeError("guidance")
+    given = part.model_dump(exclude_defaults=True, exclude={"module", "image", "mask"})
+    if part.mask is not None:
+        given["mask"] = files.picture(part.mask)
+    return modules.of(part.module).on(files.picture(part.image), **given)

@@ -1,0 +1,200 @@
+"""Making the pictures of a recipe.
+
+Picture ``k`` is made by itself, from seed ``seed + k``, so that each picture's own recipe (one picture, that
+seed) makes it again to the bit: a batch of several would round differently.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlkit.errors import NotApplicable
+from controlkit.recipes.building import Modules, control_of, pipeline_of, scheduler_of
+from controlkit.recipes.files import CHUNK
+from controlkit.recipes.images import Files, Picture, encode
+from controlkit.recipes.model import ControlRecipe, GuidanceRecipe, Recipe, SchedulerRecipe
+from controlkit.recipes.rules import MAX_SEED
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from controlkit.report import Report
+
+Progress = Callable[[int, int, int], None]
+"""Called after each step with the number of the picture, the steps done, and the steps of one picture."""
+
+_PACKAGES = ("controlkit", "torch", "diffusers", "transformers", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture.
+
+    Args:
+        image: The picture; its ``info`` carries the recipe too.
+        recipe: The recipe of this picture alone, complete in itself: maps and photographs are embedded,
+            weights are named with their digests, and no path leads anywhere.
+        report: What each control did.
+    """
+
+    image: Image.Image
+    recipe: Recipe
+    report: Report
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path | Image.Image,
+    pipeline: Any = None,
+    *,
+    models: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """Make the pictures of a recipe.
+
+    Args:
+        recipe: A recipe, or whatever `Recipe.load` reads.
+        pipeline: A diffusers pipeline to use in place of the recipe's model; left as it was.
+        models: Folder of local weights, where ``file:`` sources are looked for first.
+        progress: Called after each step with the number of the picture, steps done, steps of one picture.
+
+    Returns:
+        ``recipe.images`` pictures. Each carries its own recipe: ``Recipe.load(picture)`` reads it.
+
+    Raises:
+        RecipeError: Something that the recipe names is missing, or is not what it was.
+        ParameterError: A value out of its range.
+
+    Example:
+        >>> pictures = ck.run({"prompt": "a red cube on a sand floor", "seed": 7})  # doctest: +SKIP
+    """
+    return [result.image for result in results(recipe, pipeline, models=models, progress=progress)]
+
+
+def results(
+    recipe: Recipe | Mapping[str, Any] | str | Path | Image.Image,
+    pipeline: Any = None,
+    *,
+    models: str | Path | None = None,
+    known: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """As `run`, one picture at a time, each with its own recipe and report.
+
+    Args:
+        recipe: As for `run`.
+        pipeline: As for `run`.
+        models: As for `run`.
+        known: Paths of ``file:`` sources that lie elsewhere, by source.
+        progress: As for `run`.
+    """
+    from controlkit.attaching import attach
+
+    recipe = Recipe.load(recipe)
+    files = Files(recipe.base, Path(models) if models is not None else None, known or {})
+    pipe = pipeline if pipeline is not None else pipeline_of(recipe.model, files)
+    if not hasattr(pipe, "scheduler") or not callable(pipe):
+        raise NotApplicable("pipeline", found=type(pipe).__name__, expected="a diffusers pipeline")
+    modules = Modules(files)
+    controls = [control_of(part, modules, files) for part in recipe.controls]
+    sealed = _sealed(recipe, modules, files, pipe if pipeline is not None else None)
+    before = pipe.scheduler
+    for number in range(recipe.images):
+        one = sealed.model_copy(update={"seed": (recipe.seed + number) % (MAX_SEED + 1), "images": 1})
+        with _scheduler(pipe, scheduler_of(before, recipe.scheduler)), attach(pipe, *controls) as attached:
+            image = _picture(pipe, one, number, progress)
+            report = attached.report()
+        one = one.model_copy(update={"width": image.width, "height": image.height})
+        image.info[CHUNK] = one.to_json()
+        yield Result(image, one, report)
+
+
+@contextmanager
+def _scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
+    before = pipe.scheduler
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def _picture(pipe: Any, recipe: Recipe, number: int, progress: Progress | None) -> Image.Image:
+    import torch
+
+    arguments: dict[str, Any] = {
+        "prompt": recipe.prompt,
+        "negative_prompt": recipe.negative_prompt or None,
+        "num_inference_steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+        "generator": torch.Generator("cpu").manual_seed(recipe.seed),
+    }
+    if recipe.width is not None:
+        arguments["width"] = recipe.width
+    if recipe.height is not None:
+        arguments["height"] = recipe.height
+    if progress is not None:
+
+        def after(_pipe: Any, index: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            progress(number, index + 1, recipe.steps)
+            return kwargs
+
+        arguments["callback_on_step_end"] = after
+    return pipe(**arguments).images[0]
+
+
+def _sealed(recipe: Recipe, modules: Modules, files: Files, given: Any) -> Recipe:
+    """The recipe complete in itself: nothing in it depends on a file beside it or names a place."""
+
+    def picture(reference: Picture | None) -> Picture | None:
+        if reference is None or reference.data is not None:
+            return reference
+        return Picture(data=encode(files.picture(reference)))
+
+    parts: list[ControlRecipe | GuidanceRecipe] = []
+    for part in recipe.controls:
+        update: dict[str, Any] = {"image": picture(part.image)}
+        if isinstance(part, ControlRecipe):
+            update["mask"] = picture(part.mask)
+            digest = modules.of(part.module).digest or part.module.digest
+            update["module"] = part.module.model_copy(update={"digest": digest})
+        parts.append(part.model_copy(update=update))
+    update = {"controls": tuple(parts), "made_with": _versions()}
+    if given is not None:
+        update |= _origin(given, recipe)
+    return recipe.model_copy(update=update)
+
+
+def _origin(pipe: Any, recipe: Recipe) -> dict[str, Any]:
+    """What a pipeline that was given says about itself, without its place on this machine."""
+    found: dict[str, Any] = {}
+    name = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
+    if name and not recipe.model.source.startswith("embedded:"):
+        local = Path(name).exists() or Path(name).is_absolute()
+        source = f"file:{Path(name).name}" if local else f"hub:{name}"
+        found["model"] = recipe.model.model_copy(update={"source": source})
+    if recipe.scheduler is None:
+        config = dict(pipe.scheduler.config)
+        options = {key: value for key, value in config.items() if key[:1] != "_" and _plain(value)}
+        found["scheduler"] = SchedulerRecipe(name=type(pipe.scheduler).__name__, options=options)
+    return found
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(entry) for entry in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
