@@ -49,7 +49,6 @@ from controlkit.errors import (
 
 if TYPE_CHECKING:
     from controlkit import embedded as embedded
-    from controlkit.adapters import phi_guidance as guidance
     from controlkit.adapters.controlnet import ControlNet
     from controlkit.adapters.phi_guidance import Guidance
     from controlkit.adapters.t2i_adapter import T2IAdapter
@@ -112,7 +111,6 @@ __all__ = [
     "attach",
     "detectors",
     "embedded",
-    "guidance",
     "inspect",
     "load",
     "open_image",
@@ -146,7 +144,7 @@ _HOMES = {
 }
 """Where each name that is imported on first use lives."""
 
-_MODULES = {"embedded": "controlkit.embedded", "guidance": "controlkit.adapters.phi_guidance"}
+_MODULES = {"embedded": "controlkit.embedded"}
 """Public names that are modules themselves."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import MissingExtra, ParameterError, RecipeError
@@ -18,6 +20,9 @@ from controlkit.recipes.model import (
 if TYPE_CHECKING:
     from controlkit.contracts import Control
     from controlkit.module import ControlModule
+
+GUIDANCE_GROUP = "controlkit.guidance"
+"""Entry points: name to a function that takes the recipe's options and returns a phi(x, y, t)."""
 
 
 def pipeline_of(model: ModelRecipe, files: Files) -> Any:
@@ -163,8 +168,40 @@ def _load(part: ModuleRecipe, files: Files) -> ControlModule:
 def control_of(part: ControlRecipe | GuidanceRecipe, modules: Modules, files: Files) -> Control:
     """A control, bound as the recipe says; only what differs from the defaults is passed on."""
     if isinstance(part, GuidanceRecipe):
-        raise RecipeError("guidance")
+        return _guidance(part, files)
     given = part.model_dump(exclude_defaults=True, exclude={"module", "image", "mask"})
     if part.mask is not None:
         given["mask"] = files.picture(part.mask)
     return modules.of(part.module).on(files.picture(part.image), **given)
+
+
+def _guidance(part: GuidanceRecipe, files: Files) -> Control:
+    from controlkit.adapters.phi_guidance import Guidance
+
+    try:
+        phi = _phi(part.guidance)(**part.options)
+    except TypeError as error:
+        raise ParameterError(
+            f"guidance {part.guidance}",
+            found=f"options that do not fit ({error})",
+            expected="its own options",
+        ) from error
+    y = part.target if part.image is None else files.picture(part.image)
+    skip = {"guidance", "options", "target", "image"}
+    return Guidance(phi, y, name=part.guidance, **part.model_dump(exclude_defaults=True, exclude=skip))
+
+
+def _phi(name: str) -> Any:
+    """The maker of a guidance function: what is registered under this name in `GUIDANCE_GROUP`."""
+    entries = {entry.name: entry for entry in metadata.entry_points(group=GUIDANCE_GROUP)}
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        raise RecipeError(
+            "guidance",
+            found=repr(name),
+            expected=f"one of {', '.join(sorted(entries))}" if entries else "a registered guidance function",
+            fix=f"Did you mean {near[0]}?"
+            if near
+            else f"Install the package that registers it ({GUIDANCE_GROUP}).",
+        )
+    return entries[name].load()

@@ -28,6 +28,7 @@ from controlkit.recipes.rules import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_STEPS,
+    AnyScale,
     Digest,
     Number,
     Options,
@@ -168,8 +169,8 @@ class GuidanceRecipe(Plain):
     """A guidance function by its registered name, with its target; the arguments of `controlkit.Guidance`.
 
     Args:
-        guidance: Name of a function in `controlkit.guidance`, such as ``color``.
-        options: Its arguments.
+        guidance: Name under which the function is registered (entry points ``controlkit.guidance``).
+        options: Arguments of what makes it.
         target: What to steer towards, where it is plain data (a text, a label, a colour).
         image: What to steer towards, where it is a picture.
     """
@@ -178,17 +179,17 @@ class GuidanceRecipe(Plain):
     options: Options = Field(default_factory=dict)
     target: Text | Number | tuple[Number, ...] | None = None
     image: AnyPicture | None = None
-    scale: Scale = 1.0
+    scale: AnyScale = 1.0
     start: Number = 0.0
     end: Number = 1.0
-    sees: Literal["noisy", "clean", "image"] | None = None
+    sees: Literal["noisy", "clean", "image"] = "noisy"
     through_unet: Annotated[bool, Field(strict=True)] | None = None
     max_norm: Number | None = None
     every: Whole = 1
 
     @model_validator(mode="after")
     def _check(self) -> GuidanceRecipe:
-        Strength(scale=self.scale, start=self.start, end=self.end, every=self.every)
+        Strength(self.scale, self.start, self.end, every=self.every, largest=float("inf"))
         if self.target is not None and self.image is not None:
             raise ParameterError(
                 "target", found="a target and an image", expected="one of them", fix="Remove the other."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from controlkit.errors import ControlKitError, ParameterError, RecipeError
-from controlkit.strength import Strength
+from controlkit.strength import LARGEST_SCALE, Strength
 
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -151,7 +152,7 @@ def check_side(name: str, value: int) -> int:
     return value
 
 
-def _check_scale(value: object) -> object:
+def _check_scale(value: object, largest: float = LARGEST_SCALE) -> object:
     if callable(value):
         raise ParameterError(
             "scale",
@@ -159,8 +160,13 @@ def _check_scale(value: object) -> object:
             expected="a number, or (fraction, scale) points: a recipe is plain data",
             fix="Give points such as [[0, 1.0], [0.5, 0.2]]; they are interpolated linearly.",
         )
-    return Strength(scale=value).scale  # pyright: ignore[reportArgumentType]
+    return Strength(scale=value, largest=largest).scale  # pyright: ignore[reportArgumentType]
 
 
-Scale = Annotated[float | tuple[tuple[float, float], ...], BeforeValidator(_check_scale)]
+Scale = Annotated[float | tuple[tuple[float, float], ...], BeforeValidator(lambda v: _check_scale(v))]
 """A number or ``(fraction, scale)`` points; `controlkit.strength.Strength` has the rules."""
+
+AnyScale = Annotated[
+    float | tuple[tuple[float, float], ...], BeforeValidator(lambda v: _check_scale(v, math.inf))
+]
+"""The same without a largest number: the scale of a guidance depends on its function."""
