@@ -271,11 +271,13 @@ def unet_arguments(given: dict[str, Any], tokens: Tensor | None, residuals: Resi
         )
         new["mid_block_additional_residual"] = residuals.mid if middle is None else middle + residuals.mid
     if residuals.encoder:
+        # Full rows, or the U-Net's own shape check would leave out the middle block's feature; a fresh list,
+        # because the U-Net empties it.
+        rows = given["sample"].shape[0]
+        ours = [feature.expand(rows, -1, -1, -1) for feature in residuals.encoder]
         theirs = given.get("down_intrablock_additional_residuals")
-        new["down_intrablock_additional_residuals"] = (  # a fresh list: the U-Net empties it
-            list(residuals.encoder)
-            if theirs is None
-            else [a + b for a, b in zip(theirs, residuals.encoder, strict=True)]
+        new["down_intrablock_additional_residuals"] = (
+            ours if theirs is None else [a + b for a, b in zip(theirs, ours, strict=True)]
         )
     return new
 
