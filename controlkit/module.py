@@ -19,11 +19,15 @@ class ControlModule(nn.Module, ABC):
         kind: What it is: ``controlnet``, ``t2i-adapter``, …
         source: Where the weights came from (hub id, path, or ``state dict``), for reports and recipes.
         digest: SHA-256 of the weight file, or None when they did not come from a file.
+        condition: What its maps show (``canny``, ``depth``, …) where that is known, for reports.
+        notes: What was unusual about the weights, such as tensors that were not used.
     """
 
     kind: ClassVar[str]
     source: str = ""
     digest: str | None = None
+    condition: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -7,14 +7,14 @@ Only what is implemented can be written down here: a value that would change the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from controlkit.checkpoints.config import Keys, as_dict, parse, validate
 from controlkit.errors import ConfigError, Unsupported
 
 KEYS = Keys(
-    classes=("ControlNetModel", "UNet2DConditionModel"),
+    classes=("ControlNetModel",),
     neutral={
         "act_fn": ("silu", "swish"),
         "attention_type": ("default", None),
@@ -205,12 +205,13 @@ class ControlNetConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], what: str = "config") -> ControlNetConfig:
-        """Read the entries of a ControlNet's or a U-Net's config.json; see `parse` for the errors."""
-        values = dict(values)
-        for key in ("mid_block_scale_factor", "downsample_padding", "transformer_layers_per_block"):
-            if values.get(key, 0) is None:
-                del values[key]
+        """Read the entries of a config.json; see `parse` for the errors."""
         return parse(cls, values, KEYS, what)
+
+    @classmethod
+    def from_unet_dict(cls, values: Mapping[str, Any]) -> ControlNetConfig:
+        """Read a U-Net's config.json: what its encoder needs, and refuse what is not implemented."""
+        return parse(cls, values, replace(KEYS, classes=("UNet2DConditionModel",)), "unet config")
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of a config.json that diffusers reads."""

@@ -72,13 +72,9 @@ class ControlNet(ControlModule):
 
     Attributes:
         config: The same, frozen.
-        condition: What the map shows (``canny``, ``depth``, …) where that is known, for reports.
-        notes: Remarks of the loader, such as keys that were not used.
     """
 
     kind: ClassVar[str] = "controlnet"
-    condition: str | None = None
-    notes: tuple[str, ...] = ()
 
     def __init__(self, config: ControlNetConfig | None = None) -> None:
         super().__init__()
@@ -313,6 +309,23 @@ class ControlNet(ControlModule):
         from controlkit.adapters.controlnet.checkpoint import copy_encoder
 
         return copy_encoder(cls, unet, config, hint_channels, conditioning_channels)
+
+    @classmethod
+    def new_parts(cls, config: ControlNetConfig) -> dict[str, Tensor]:
+        """Fresh weights of what a U-Net does not have: the hint encoder and the zero convolutions."""
+        widths = config.block_out_channels
+        parts = nn.ModuleDict(
+            {
+                "controlnet_cond_embedding": HintEncoder(
+                    config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
+                ),
+                "controlnet_down_blocks": nn.ModuleList(
+                    _zero_conv(width, width) for width in skip_channels(widths, config.layers_per_block)
+                ),
+                "controlnet_mid_block": _zero_conv(widths[-1], widths[-1]),
+            }
+        )
+        return parts.state_dict()
 
 
 def skip_channels(widths: tuple[int, ...], layers: int) -> tuple[int, ...]:

@@ -134,13 +134,9 @@ class T2IAdapter(ControlModule):
 
     Attributes:
         config: The same, frozen.
-        condition: What the map shows (``canny``, ``depth``, …) where that is known, for reports.
-        notes: Remarks of the loader, such as keys that were not used.
     """
 
     kind: ClassVar[str] = "t2i-adapter"
-    condition: str | None = None
-    notes: tuple[str, ...] = ()
 
     def __init__(self, config: T2IAdapterConfig | None = None) -> None:
         super().__init__()

@@ -1,0 +1,134 @@
+"""What a checkpoint is, without building it: `controlkit.inspect`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from controlkit.checkpoints.formats import Layout, recognise, unwrap
+from controlkit.checkpoints.sources import Opened, open_source
+
+_CONDITIONS = {
+    "canny": "canny",
+    "depth": "depth",
+    "normal": "normal",
+    "normalbae": "normal",
+    "seg": "seg",
+    "segmentation": "seg",
+    "openpose": "openpose",
+    "pose": "openpose",
+    "keypose": "keypose",
+    "scribble": "scribble",
+    "softedge": "softedge",
+    "hed": "softedge",
+    "mlsd": "mlsd",
+    "lineart": "lineart",
+    "sketch": "sketch",
+    "color": "color",
+    "shuffle": "shuffle",
+    "ip2p": "ip2p",
+    "inpaint": "inpaint",
+    "tile": "tile",
+    "blur": "blur",
+    "gray": "gray",
+    "recolor": "gray",
+    "style": "style",
+    "qrcode": "qrcode",
+    "brightness": "brightness",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is.
+
+    Args:
+        source: As it was named.
+        kind: ``controlnet``, ``t2i-adapter``, or what else it was recognised as (``lora``, ``unet``, …).
+        base: ``sd1``, ``sd2``, ``sdxl``, ``embedded`` or ``other``.
+        layout: ``diffusers``, ``ldm``, ``t2i-original``, …
+        condition: What its maps show, where its metadata or its name says so; for reports alone.
+        parameters: Number of weights.
+        dtype: In which most of them are stored, such as ``float16``.
+        config: As config.json has it, or as far as shapes tell.
+        keys: Number of tensors.
+        loadable: Whether `controlkit.load` takes it.
+    """
+
+    source: str
+    kind: str
+    base: str
+    layout: str
+    condition: str | None
+    parameters: int
+    dtype: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    keys: int = 0
+    loadable: bool = False
+
+
+def inspect(source: object, **where: Any) -> CheckpointInfo:
+    """Tell what a checkpoint is. Of safetensors files only the header is read.
+
+    Args:
+        source: A hub id, a folder, a file or a state dict, as for `load`.
+        where: ``subfolder``, ``weight_name``, ``revision``, ``local_files_only``, as for `load`.
+
+    Raises:
+        CheckpointError: It cannot be read, or is nothing that is known.
+    """
+    with open_source(source, **where) as opened:
+        shapes = opened.weights.shapes
+        prefix, _ = unwrap(shapes)
+        shapes = {name[len(prefix) :]: shape for name, shape in shapes.items()}
+        layout = recognise(shapes, opened.what, config=opened.config)
+        base, config = _describe(layout, shapes, opened.config)
+        return CheckpointInfo(
+            source=opened.what,
+            kind=layout.kind,
+            base=base,
+            layout=layout.layout,
+            condition=condition_of(opened),
+            parameters=sum(math.prod(shape) for shape in shapes.values()),
+            dtype=main_dtype(opened).removeprefix("torch."),
+            config=config,
+            keys=len(shapes),
+            loadable=layout.reader is not None,
+        )
+
+
+def main_dtype(opened: Opened) -> str:
+    """The dtype that most weights are stored in."""
+    sizes: dict[torch.dtype, int] = {}
+    for name, dtype in opened.weights.dtypes.items():
+        sizes[dtype] = sizes.get(dtype, 0) + math.prod(opened.weights.shapes[name])
+    return str(max(sizes, key=lambda dtype: sizes[dtype])) if sizes else "none"
+
+
+def condition_of(opened: Opened) -> str | None:
+    """What the maps show, by the file's metadata, else by a word of its name. Nothing depends on it."""
+    if said := opened.weights.metadata.get("condition"):
+        return said
+    if opened.config and isinstance(said := opened.config.get("_condition"), str):
+        return said
+    if opened.config and opened.config.get("global_pool_conditions") is True:
+        return "shuffle"
+    words = re.split(r"[^a-z0-9]+", opened.what.lower().replace("\\", "/"))
+    if "lineart" in words and "anime" in words:
+        return "lineart_anime"
+    return next((_CONDITIONS[word] for word in reversed(words) if word in _CONDITIONS), None)
+
+
+def _describe(
+    layout: Layout, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    if layout.reader is not None:
+        return layout.load_reader().describe(layout.layout, shapes, config)
+    widths = {shape[1] for name, shape in shapes.items() if "attn2" in name and len(shape) == 2}
+    bases = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
+    return next((base for width, base in bases.items() if width in widths), "other"), dict(config or {})

@@ -1,0 +1,135 @@
+"""What a file is, told by its first bytes. Its name is only compared with that, never believed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO, Literal
+
+from controlkit.errors import CheckpointCorrupt, FileError, NotACheckpoint, Unsupported
+
+Format = Literal["safetensors", "zip", "pickle"]
+
+_OTHER_WEIGHTS = (
+    (b"GGUF", "a GGUF file", "Convert it to safetensors, for example with stable-diffusion.cpp's converter."),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Load it with Keras and save its weights as safetensors."),
+    (b"ggml", "a GGML file", "Convert it to safetensors."),
+)
+_OTHER_FILES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file", "Fetch the file with: git lfs pull"),
+    (b"\x89PNG", "a PNG picture", "Give the weights; a map goes to .on()."),
+    (b"\xff\xd8\xff", "a JPEG picture", "Give the weights; a map goes to .on()."),
+    (b"\x93NUMPY", "a NumPy array", "Give a weight file."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first."),
+    (b"Rar!", "a RAR archive", "Unpack it first."),
+)
+
+
+def open_regular(path: Path) -> tuple[IO[bytes], int]:
+    """Open a regular file for reading, unbuffered, and give its size.
+
+    Raises:
+        FileError: Missing, a folder, a pipe or device, or not readable. Never waits.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileError(
+            str(path),
+            found=reason.lower(),
+            expected="a file that can be read",
+            fix="Check the path and its permissions.",
+            code="CK-L35",
+        ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise FileError(
+            str(path), found=kind, expected="a regular file", fix="Give the weight file.", code="CK-L35"
+        )
+    return os.fdopen(descriptor, "rb", buffering=0), status.st_size
+
+
+def sniff(file: IO[bytes], size: int, what: str) -> Format:
+    """Tell the format of an open file, which is left at its beginning.
+
+    Raises:
+        CheckpointCorrupt: Empty, or too short to be anything.
+        NotACheckpoint: A web page, a pointer, a picture, an archive.
+        Unsupported: Weights in a format that is not read.
+    """
+    head = file.read(1024) or b""
+    file.seek(0)
+    if not head:
+        raise CheckpointCorrupt(
+            what, found="an empty file", expected="weights", fix="Download it again.", code="CK-L02"
+        )
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if head[8:9] == b"{" or (size < 9 and Path(what).suffix.lower() == ".safetensors"):
+        return "safetensors"
+    _refuse_others(head, what)
+    if head[0] == 0x80 or _is_text_pickle(head):
+        return "pickle"
+    if Path(what).suffix.lower() == ".safetensors":
+        raise CheckpointCorrupt(
+            what,
+            found=f"a file that begins with {head[:12]!r}",
+            expected="a safetensors header",
+            fix="Download the file again.",
+            code="CK-L04",
+        )
+    raise NotACheckpoint(
+        what,
+        found=f"a file that begins with {head[:12]!r}",
+        expected="safetensors, or a file written by torch.save",
+        fix="Check that this is the weight file.",
+        code="CK-L11",
+    )
+
+
+def _refuse_others(head: bytes, what: str) -> None:
+    for magic, name, fix in _OTHER_WEIGHTS:
+        if head.startswith(magic):
+            raise Unsupported(what, found=name, expected="safetensors", fix=fix, code="CK-L17")
+    if head[257:262] == b"ustar":
+        raise Unsupported(
+            what,
+            found="a tar archive, as torch wrote before version 0.4, or another one",
+            expected="safetensors",
+            fix="Unpack it, or save its weights again with a current torch.",
+            code="CK-L17",
+        )
+    if head[0] in (0xDE, 0xDF) or (0x81 <= head[0] <= 0x8F and 0xA0 <= head[1] <= 0xD9):
+        raise Unsupported(
+            what,
+            found="what looks like MessagePack, as Flax writes",
+            expected="safetensors",
+            fix="Load it with diffusers' from_flax=True and save it again.",
+            code="CK-L17",
+        )
+    if head[0] == 0x08 and (b"pytorch" in head[:64] or b"onnx" in head[:64].lower()):
+        raise Unsupported(
+            what, found="an ONNX model", expected="safetensors", fix="Give the original.", code="CK-L17"
+        )
+    for magic, name, fix in _OTHER_FILES:
+        if head.startswith(magic):
+            raise NotACheckpoint(what, found=name, expected="a weight file", fix=fix, code="CK-L11")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        name, fix = "a web page", "The download went wrong: check the address, and whether it needs a login."
+    elif text.startswith((b"{", b"[")):
+        name, fix = "JSON text", "Give the weight file or its folder, not a config or an error message."
+    else:
+        return
+    raise NotACheckpoint(what, found=name, expected="a weight file", fix=fix, code="CK-L11")
+
+
+def _is_text_pickle(head: bytes) -> bool:
+    """Protocols 0 and 1 have no magic number: a mark, a container or a global, in their own letters."""
+    return head[0] in b"(]}lNKMJIFSVcG" and (b"\n" in head or head[-1:] == b"." or head[0] in b"]}(")
