@@ -57,7 +57,9 @@ def pixels(
     else:
         height, width = shape[-2:] if first else shape[-3:-1]
     if len(shape) == 4 and shape[0] == 0:
-        raise _refuse(what, f"an empty batch, shape {shape}", "at least one picture", "", "CK-H20")
+        raise _refuse(
+            what, f"an empty batch, shape {shape}", "at least one picture", "Check the slice.", "CK-H20"
+        )
     check_size(width, height, what, any_aspect=any_aspect, notes=notes)
     _check_kind(tensor, what)
     tensor = _in_range(tensor, what, lowest, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from controlkit.errors import ControlKitWarning, HintError, HintTooBig
@@ -13,12 +14,15 @@ MAX_ASPECT = 16
 """Longest side over shortest side beyond which a picture is taken for a mistake."""
 
 
-def tell(note: str, notes: list[str] | None) -> None:
-    """Append a note to the list that was given, or warn where there is none."""
+def tell(note: str, notes: list[str] | None = None) -> None:
+    """Append a note to the list that was given, or warn the caller of controlkit where there is none."""
     if notes is not None:
         notes.append(note)
-    else:
-        warnings.warn(note, ControlKitWarning, stacklevel=3)
+        return
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("controlkit."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, ControlKitWarning, stacklevel=level)
 
 
 def check_pixels(width: int, height: int, what: str, limit: int = MAX_PIXELS) -> None:

@@ -102,12 +102,20 @@ def _thin(on: Tensor) -> bool:
 def _checked(size: tuple[int, int], resize: str) -> tuple[int, int]:
     if resize not in ("stretch", "crop", "pad"):
         raise ParameterError(
-            "resize", found=repr(resize), expected="'stretch', 'crop' or 'pad'", fix="", code="CK-H19"
+            "resize",
+            found=repr(resize),
+            expected="'stretch', 'crop' or 'pad'",
+            fix="The default is 'stretch'.",
+            code="CK-H19",
         )
     sides = tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ParameterError(
-            "size", found=repr(size), expected="(height, width), positive integers", fix="", code="CK-H19"
+            "size",
+            found=repr(size),
+            expected="(height, width), whole pixels above 0",
+            fix="Take it from the latents: eight times their size, usually.",
+            code="CK-H19",
         )
     return sides[0], sides[1]
 
