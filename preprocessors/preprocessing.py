@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from typing import Any, TypeAlias, overload
 
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from controlkit.errors import ControlKitError, ControlKitWarning, ParameterError
+from controlkit.errors import ControlKitError, ParameterError
 from controlkit.images import as_pictures
-from controlkit.images.limits import check_pixels
+from controlkit.images.limits import check_pixels, tell
 from controlkit.preprocessors.base import Detector
 from controlkit.preprocessors.registry import build
 
@@ -98,7 +97,7 @@ def preprocess(
     notes: list[str] = []
     photos = as_pictures(image, any_aspect=any_aspect, notes=notes)
     for note in notes:
-        warnings.warn(note, ControlKitWarning, stacklevel=2)
+        tell(note)
     several = isinstance(image, (list, tuple)) or (
         isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
     )
@@ -106,9 +105,7 @@ def preprocess(
     for i, one in enumerate(maps):
         if one.info["controlkit"]["empty"]:
             which = f"image[{i}]" if several else "image"
-            warnings.warn(
-                f"{chosen.name} found nothing in {which}: the map is empty", ControlKitWarning, stacklevel=2
-            )
+            tell(f"{chosen.name} found nothing in {which}: the map is empty")
     return maps if several else maps[0]
 
 
@@ -119,9 +116,10 @@ def _detect(photo: Image.Image, detector: Detector, size: Size, notes: list[str]
     except ControlKitError:
         raise
     except Exception as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ControlKitError(
             f"detector {detector.name!r}",
-            found=f"{type(error).__name__} on a picture of {photo.width} x {photo.height} ({error})"[:300],
+            found=f"a failure on a picture of {photo.width} x {photo.height} ({cause})"[:300],
             fix="Please report it with the picture.",
             code="CK-H24",
         ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from controlkit.errors import ControlKitWarning, ParameterError
+from controlkit.errors import ParameterError
+from controlkit.images.limits import tell
 from controlkit.preprocessors.base import Detector, DetectorInfo, info_of, with_options
 from controlkit.preprocessors.blur import Blur
 from controlkit.preprocessors.canny import Canny
@@ -52,7 +52,7 @@ def detectors() -> list[DetectorInfo]:
         except (ParameterError, ImportError) as error:
             if isinstance(error, ParameterError) and error.code == "CK-P-twice":
                 raise
-            warnings.warn(f"detector {name!r} is left out: {error}", ControlKitWarning, stacklevel=2)
+            tell(f"detector {name!r} is left out: {error}")
     return listed
 
 

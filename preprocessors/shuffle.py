@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from controlkit.errors import HintTooBig
 from controlkit.preprocessors.base import Detector, Pixels, option
 from controlkit.preprocessors.opencv import REQUIREMENT, opencv
+
+_LONGEST = 32766
+"""Longest side that ``cv2.remap`` takes."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ class Shuffle(Detector):
     def detect(self, photo: Pixels) -> Pixels:
         cv2 = opencv()
         height, width = photo.shape[:2]
+        if max(height, width) > _LONGEST:
+            raise HintTooBig(
+                "image for shuffle",
+                found=f"{width} x {height} pixels",
+                expected=f"sides of at most {_LONGEST}",
+                fix="Shrink it, or pass size=.",
+            )
         random = np.random.default_rng(self.seed)
         across = self._field(random, height, width) * (width - 1)
         down = self._field(random, height, width) * (height - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlkit.preprocessors.base import Detector, Pixels, option
-from controlkit.preprocessors.opencv import REQUIREMENT, opencv
+from controlkit.preprocessors.opencv import REQUIREMENT, luma, opencv
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Threshold(Detector):
 
     def detect(self, photo: Pixels) -> Pixels:
         cv2 = opencv()
-        gray = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+        gray = luma(photo)
         dark = self.ink == "dark"
         kind = cv2.THRESH_BINARY_INV if dark else cv2.THRESH_BINARY
         if self.method == "adaptive":
