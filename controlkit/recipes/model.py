@@ -254,6 +254,13 @@ class Recipe(Plain):
 
     _base: Path | None = PrivateAttr(default=None)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both make the same pictures; where they were read from does not count."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
     @property
     def base(self) -> Path | None:
         """Folder that the recipe's paths are relative to: that of the file it was read from."""
