@@ -390,7 +390,7 @@ def test_other_channel_counts_are_for_arrays_only() -> None:
     with pytest.raises(HintError, match="6 channels"):
         as_map(Image.fromarray(RGB), channels=6)
     with pytest.raises(HintError, match=r"3 channels in shape .* needed 6 channels"):
-        as_map(RGB, channels=6)
+        as_map(RGB[:5], channels=6)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 9, 1), (1, 6, 9), (1, 1, 6, 9), (1, 6, 9, 1)])
@@ -416,7 +416,7 @@ def test_pictures_are_rgb_images_of_their_own() -> None:
 
 
 def test_pictures_come_one_by_one_or_as_a_list() -> None:
-    assert [image.size for image in as_pictures([RGB, RGB[:3]])] == [(9, 6), (9, 3)]
+    assert [image.size for image in as_pictures([RGB, RGB[:4]])] == [(9, 6), (9, 4)]
     assert len(as_pictures(FLOAT)) == 2
     with pytest.raises(HintError, match="2 pictures"):
         as_picture(FLOAT)

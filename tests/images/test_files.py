@@ -76,6 +76,7 @@ def test_orientation_is_applied_once(kind: str, orientation: int) -> None:
         assert difference.max() <= (8 if kind == "JPEG" else 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_cut_anywhere_is_refused_or_whole(kind: str) -> None:
     data = encoded(kind)
@@ -95,6 +96,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind: str) -> None:
     assert len(codes) >= 0.8 * len(cuts)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
     data, dice, codes = encoded(kind), random.Random(3), set[str]()
@@ -182,7 +184,7 @@ def test_the_limit_can_be_moved() -> None:
 
 
 FOREIGN = {
-    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "SVG": b"  <svg xmlns='http://www.w3.org/2000/svg'/>",
     "PDF": b"%PDF-1.7\n",
     "Photoshop": b"8BPS\0\1" + bytes(40),
@@ -210,7 +212,7 @@ def test_formats_pillow_knows_but_we_do_not_allow_are_not_decoded(monkeypatch: p
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run_ghostscript)
     with pytest.raises(UnsupportedImage):
-        open_image(io.BytesIO(FOREIGN["EPS"]))
+        open_image(io.BytesIO(FOREIGN["PostScript"]))
 
 
 NAMES = {

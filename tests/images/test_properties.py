@@ -71,7 +71,7 @@ def test_any_array_is_read_or_refused_by_a_typed_error(
 ) -> None:
     array = np.linspace(low, high, int(np.prod(shape))).reshape(shape)
     with np.errstate(all="ignore"):
-        array = np.nan_to_num(array).astype(kind)
+        array = np.asarray(np.nan_to_num(array)).astype(kind)
     for door in (as_map, as_mask):
         for image in (array, torch.from_numpy(array)):
             with suppress(ControlKitError):
