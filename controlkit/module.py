@@ -35,8 +35,8 @@ class ControlModule(nn.Module, ABC):
         """The base model it was made for: ``sd1``, ``sd2``, ``sdxl``, ``embedded`` or ``other``."""
 
     @abstractmethod
-    def on(self, image: Any, /, **binding: Any) -> Control:
-        """Bind to a map, a strength and a schedule; see the subclass for its arguments."""
+    def on(self, *args: Any, **kwargs: Any) -> Control:
+        """Bind to a map, a strength and a schedule; each kind names its own arguments."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> Path:

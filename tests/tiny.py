@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,10 @@ _LEVELS: dict[Family, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": POOLED + 6 * 8,
     },
 }
+
+
+def _diffusers() -> Any:
+    return import_module("diffusers")
 
 
 @contextmanager
@@ -123,20 +128,16 @@ def t2i_adapter(family: Family = "sd1", seed: int = 0, **changes: Any) -> T2IAda
 
 def unet(family: Family = "sd1", seed: int = 0, **changes: Any) -> Any:
     """A tiny ``UNet2DConditionModel`` with random weights."""
-    from diffusers import UNet2DConditionModel
-
     levels = {**_COMMON, **_LEVELS[family]}
     ups = tuple(name.replace("Down", "Up") for name in reversed(levels["down_block_types"]))
     settings = {"sample_size": 8, "out_channels": 4, "up_block_types": ups, **levels, **changes}
-    return randomize(UNet2DConditionModel(**settings), seed + 3)
+    return randomize(_diffusers().UNet2DConditionModel(**settings), seed + 3)
 
 
 def vae(seed: int = 0) -> Any:
     """A tiny ``AutoencoderKL`` that shrinks eight times."""
-    from diffusers import AutoencoderKL
-
     blocks = 4
-    model = AutoencoderKL(
+    model = _diffusers().AutoencoderKL(
         block_out_channels=(8,) * blocks,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
@@ -150,10 +151,9 @@ def vae(seed: int = 0) -> Any:
 
 def text_encoder(width: int, seed: int = 0, *, projection: bool = False) -> Any:
     """A tiny CLIP text model whose tokens are ``width`` wide."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
     words = tokenizer()
-    config = CLIPTextConfig(
+    library = import_module("transformers")
+    config = library.CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=width,
         intermediate_size=32,
@@ -165,24 +165,20 @@ def text_encoder(width: int, seed: int = 0, *, projection: bool = False) -> Any:
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    model = (library.CLIPTextModelWithProjection if projection else library.CLIPTextModel)(config)
     return randomize(model, seed + 5)
 
 
 def tokenizer() -> Any:
     """A CLIP tokenizer that spells every word in letters; made in memory."""
-    from transformers import CLIPTokenizer
-
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-"
     entries = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
+    return import_module("transformers").CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
 
 
 def scheduler(family: Family = "sd1", **changes: Any) -> Any:
     """DDIM with Stable Diffusion's noise schedule."""
-    from diffusers import DDIMScheduler
-
     settings = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -192,7 +188,7 @@ def scheduler(family: Family = "sd1", **changes: Any) -> Any:
         "steps_offset": 1,
         "prediction_type": "v_prediction" if family == "sd2" else "epsilon",
     }
-    return DDIMScheduler(**{**settings, **changes})
+    return _diffusers().DDIMScheduler(**{**settings, **changes})
 
 
 def components(family: Family = "sd1", seed: int = 0) -> dict[str, Any]:
@@ -222,11 +218,8 @@ def pipeline(family: Family = "sd1", seed: int = 0, cls: type | None = None, **p
         cls: Another pipeline class of this family, such as an image-to-image one.
         parts: Components that replace the tiny ones, such as ``scheduler``.
     """
-    import diffusers
-
-    if cls is None:
-        cls = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
-    pipe = cls(**{**components(family, seed), **parts})
+    name = "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"
+    pipe = (cls or getattr(_diffusers(), name))(**{**components(family, seed), **parts})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

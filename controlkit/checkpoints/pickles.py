@@ -212,9 +212,9 @@ def _globals(file: IO[bytes], container: str) -> list[str]:
                 elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
                     names.append(".".join(texts[-2:]))
                 elif opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT") and texts:
-                    memo[len(memo) if argument is None else int(argument)] = texts[-1]
+                    memo[len(memo) if argument is None else int(argument or 0)] = texts[-1]
                 elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-                    texts.append(memo.get(int(argument), "?"))
+                    texts.append(memo.get(int(argument or 0), "?"))
                 elif isinstance(argument, str):
                     texts.append(argument)
                 if opcode.name == "STOP":

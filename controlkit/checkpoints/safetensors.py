@@ -157,7 +157,7 @@ def read_tensors(
             if name in wanted:
                 tensor = torch.empty(entry.shape, dtype=entry.dtype)
                 if size:
-                    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+                    view = bytes_of(tensor)
                     _fill(file, view, name, what)
                     update(view)
                 yield name, tensor
@@ -170,6 +170,11 @@ def read_tensors(
                     update(part)
         for job in pending:
             job.result()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU that has at least one element; not a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _load_json(raw: bytes, what: str) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from controlkit.checkpoints.safetensors import DTYPES
+from controlkit.checkpoints.safetensors import DTYPES, bytes_of
 from controlkit.errors import SaveError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -97,7 +96,7 @@ def _serialise(state: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     for name in order:
         tensor = state[name].cpu().contiguous()
         if tensor.numel():
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield bytes_of(tensor)
 
 
 def _reason(error: OSError, folder: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from controlkit.errors import CheckpointCorrupt, CheckpointUnsafe
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 
 
-class Weights(Protocol):
+class Weights(ABC):
     """Named tensors that have not all been read yet.
 
     Attributes:
@@ -36,19 +37,19 @@ class Weights(Protocol):
     metadata: Mapping[str, str]
     digest: str | None
 
+    @abstractmethod
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the wanted tensors, in any order, each with memory of its own."""
-        ...
+        """Yield the wanted tensors, in any order."""
 
 
-class InMemory:
-    """Tensors that somebody already has. They are copied, so that the module does not share them."""
+class InMemory(Weights):
+    """Tensors that somebody already has, and that must not be changed."""
 
     def __init__(self, saved: Mapping[Any, Any], what: str, digest: str | None = None) -> None:
         self._tensors, self.notes = flatten(saved, what)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
-        self.metadata: dict[str, str] = {}
+        self.metadata = {}
         self.digest = digest
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -56,20 +57,18 @@ class InMemory:
             yield name, self._tensors[name]
 
 
-class SafetensorsFiles:
+class SafetensorsFiles(Weights):
     """One safetensors file, or several that belong together, held open from the check to the reading."""
 
     def __init__(self, files: list[tuple[str, IO[bytes], int]]) -> None:
         self._files: list[tuple[str, IO[bytes], Header]] = []
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self.metadata: dict[str, str] = {}
-        self.notes: list[str] = []
-        self.digest: str | None = None
+        shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, torch.dtype] = {}
+        metadata: dict[str, str] = {}
         for what, file, size in files:
             header = read_header(file, size, what)
             for name, entry in header.entries.items():
-                if name in self.shapes:
+                if name in shapes:
                     raise CheckpointCorrupt(
                         what,
                         found=f"{name!r}, which is in another shard too",
@@ -77,9 +76,11 @@ class SafetensorsFiles:
                         fix="Download all shards again.",
                         code="CK-L33",
                     )
-                self.shapes[name], self.dtypes[name] = entry.shape, entry.dtype
-            self.metadata |= header.metadata
+                shapes[name], dtypes[name] = entry.shape, entry.dtype
+            metadata |= header.metadata
             self._files.append((what, file, header))
+        self.shapes, self.dtypes, self.metadata = shapes, dtypes, metadata
+        self.notes, self.digest = [], None
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         digest = hashlib.sha256()
