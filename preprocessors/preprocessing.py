@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -148,16 +149,27 @@ def _detect(photo: Image.Image, detector: Detector, size: Size, notes: list[str]
 def _resized(photo: Image.Image, size: Size) -> Image.Image:
     if size is None:
         return photo
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    if len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides) or not sides:
+    sides = _sides(size)
+    if sides is None:
         raise ParameterError(
             "size",
             found=repr(size)[:80],
             expected="(width, height), or the shortest side, in whole pixels above 0",
-            fix="",
+            fix="For example 512, or image.size.",
         )
     if len(sides) == 1:
         factor = sides[0] / min(photo.size)
-        sides = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
+        sides = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
     check_pixels(sides[0], sides[1], "size")
     return photo if sides == photo.size else photo.resize(sides, Image.Resampling.LANCZOS)
+
+
+def _sides(size: object) -> tuple[int] | tuple[int, int] | None:
+    """One or two positive whole numbers, or None where it is something else."""
+    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    whole = [
+        int(side) for side in given if isinstance(side, Integral) and not isinstance(side, bool) and side > 0
+    ]
+    if len(whole) != len(given) or len(whole) not in (1, 2):
+        return None
+    return (whole[0],) if len(whole) == 1 else (whole[0], whole[1])
