@@ -1,0 +1,82 @@
+"""A small world with exact ground truth, and a latent diffusion model trained on it, inside the package.
+
+For demonstrations, tests and measurements without a network or a download. `scene` needs numpy and
+Pillow (OpenCV for its edge map); `pipeline` needs diffusers and transformers.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlkit.embedded.scenes import LABELS, PALETTE, Scene, canny_map, scene
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from controlkit.module import ControlModule
+
+__all__ = ["LABELS", "PALETTE", "Scene", "canny_map", "load", "names", "path", "pipeline", "scene"]
+
+_MODELS = Path(__file__).parent / "models"
+_NO_CONTROLS = ("base", "judge")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the control modules that `load` takes, such as `controlnet-canny`."""
+    folders = (folder.name for folder in _MODELS.iterdir() if (folder / "config.json").exists())
+    return tuple(sorted(name for name in folders if name not in _NO_CONTROLS))
+
+
+def path(name: str) -> Path:
+    """Folder of a shipped model: `base`, `judge`, or one of `names()`.
+
+    Raises:
+        ValueError: If there is no model of that name.
+    """
+    folder = _MODELS / name
+    if not name or folder.parent != _MODELS or not folder.is_dir():
+        known = ", ".join(("base", "judge", *names()))
+        raise ValueError(f"no embedded model is called {name!r}; there are {known}")
+    return folder
+
+
+def pipeline(
+    dtype: "torch.dtype | None" = None, device: "str | torch.device | None" = None
+) -> "StableDiffusionPipeline":
+    """The embedded base model: 128x128 pictures of solids on a floor, from captions such as those of `scene`.
+
+    Twenty steps take about a second on two CPU cores. Captions outside the world's vocabulary
+    (`controlkit.embedded.vocabulary.WORDS`) are read letter by letter and mean nothing to the model.
+
+    Args:
+        dtype: Of the weights; float32 by default.
+        device: Where they go; the CPU by default.
+
+    Returns:
+        A plain pipeline; its weights are shared with nothing.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        path("base"), torch_dtype=dtype or torch.float32, safety_checker=None, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device) if device is not None else pipe
+
+
+def load(name: str, **options: Any) -> "ControlModule":
+    """Load an embedded control module by its name.
+
+    Args:
+        name: One of `names()`.
+        options: As for `controlkit.load`, such as `dtype` and `device`.
+
+    Raises:
+        ValueError: If there is no control of that name.
+    """
+    import controlkit
+
+    if name not in names():
+        raise ValueError(f"no embedded control is called {name!r}; there are {', '.join(names())}")
+    return controlkit.load(path(name), **options)

@@ -1,0 +1,53 @@
+"""How do trained weights become the folders that ship? diffusers' layout, float16 safetensors."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers.models.adapter import T2IAdapter
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from controlkit.embedded.vocabulary import WORDS, write_tokenizer
+from controlkit.evaluation.judge import JudgeNet
+from controlkit.training.denoiser import new_scheduler
+
+
+def export_base(
+    folder: Path, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text: CLIPTextModel
+) -> None:
+    """Write a pipeline that `StableDiffusionPipeline.from_pretrained` reads; replaces what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_tokenizer(folder / "tokenizer")
+    with torch.no_grad():  # letters and parts of words were never trained: they say nothing
+        text.get_input_embeddings().weight[2 + len(WORDS) :] = 0.0
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder.half(),
+        text_encoder=text.half(),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=unet.half(),
+        scheduler=new_scheduler(),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def export_control(folder: Path, control: ControlNetModel | T2IAdapter) -> None:
+    """Write one control; replaces what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    control.half().save_pretrained(folder, safe_serialization=True)
+
+
+def export_judge(folder: Path, judge: JudgeNet) -> None:
+    """Write the judge's weights; its shape is `JudgeNet`'s default."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.half().contiguous() for name, value in judge.state_dict().items()},
+        folder / "model.safetensors",
+    )
