@@ -167,9 +167,7 @@ def _resized(photo: Image.Image, size: Size) -> Image.Image:
 def _sides(size: object) -> tuple[int] | tuple[int, int] | None:
     """One or two positive whole numbers, or None where it is something else."""
     given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    whole = [
-        int(side) for side in given if isinstance(side, Integral) and not isinstance(side, bool) and side > 0
-    ]
-    if len(whole) != len(given) or len(whole) not in (1, 2):
+    whole = [int(side) for side in given if isinstance(side, Integral) and not isinstance(side, bool)]
+    if len(whole) != len(given) or len(whole) not in (1, 2) or min(whole) < 1:
         return None
     return (whole[0],) if len(whole) == 1 else (whole[0], whole[1])

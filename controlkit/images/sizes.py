@@ -4,8 +4,8 @@ Smoothing turns a label into a label in between, which is another class, and a o
 which no edge model has seen. So the content decides:
 
 - *labels*, few flat colours: nearest neighbour;
-- *lines*, thin white on black: shrinking keeps every cell that a line passes through (maximum), enlarging
-  thins the lines back to one pixel;
+- *lines*, thin and of one brightness, on black or on white: shrinking keeps every cell that a line passes
+  through (maximum); either way the lines are thinned back to one pixel;
 - anything else: averaged over the area when shrinking, bicubic and clamped when enlarging.
 """
 
@@ -27,6 +27,9 @@ Content = Literal["labels", "lines", "smooth"]
 MAX_LABELS = 200
 MAX_GRAY_LABELS = 16
 """Distinct colours (or grays) up to which a map is taken for labels. Depth maps have more grays."""
+
+_MOST_PASSES = 32
+"""Of thinning: ends strokes of up to twice as many pixels."""
 
 
 def fit(
@@ -77,6 +80,8 @@ def content(row: Tensor) -> Content:
     Args:
         row: (1, C, H, W) in [0, 1].
     """
+    if _lines(row) is not None:
+        return "lines"
     codes = (row[0].float() * 255).round().to(torch.int64).clamp(-255, 255)
     weights = torch.tensor([1 << (10 * i) for i in range(min(codes.shape[0], 6))], device=codes.device)
     flat = (codes[: len(weights)] * weights.view(-1, 1, 1)).sum(0)
@@ -84,19 +89,30 @@ def content(row: Tensor) -> Content:
         return "smooth"
     count = torch.unique(flat).numel()
     gray = bool((codes == codes[:1]).all())
-    if count == 2 and gray and int(codes.min()) == 0 and _thin(codes[:1] > 0):
-        return "lines"
     few = count <= (MAX_GRAY_LABELS if gray else MAX_LABELS) and count * 8 <= flat.numel()
     return "labels" if few or count <= 2 else "smooth"
 
 
-def _thin(on: Tensor) -> bool:
-    """Whether strokes are one or two pixels wide: almost nothing has all its eight neighbours set."""
-    total = int(on.sum())
-    if total == 0 or min(on.shape[-2:]) < 3:
-        return False
-    inner = F.max_pool2d((~on).float()[None], 3, stride=1) == 0
-    return int(inner.sum()) <= 0.01 * total
+def _lines(row: Tensor) -> tuple[Tensor, bool] | None:
+    """Thin lines of one brightness, as canny draws them, also after JPEG compression.
+
+    Returns:
+        Where the lines are, (1, 1, H, W) bool, and whether they are dark on bright; None for other maps.
+    """
+    high, low = float(row.max()), float(row.min())
+    level = (high + low) / 2
+    if low < 0 or low > 0.25 * high or min(row.shape[-2:]) < 3:
+        return None
+    if float((row - row[:, :1]).abs().max()) > 0.25 * (high - low):
+        return None
+    gray = row[:, :1]
+    on = gray > level
+    dark = int(on.sum()) * 2 > on.numel()
+    on = ~on if dark else on
+    count = int(on.sum())
+    between = int(((gray - level).abs() < 0.25 * (high - low)).sum())
+    solid = int((F.max_pool2d((~on).float(), 3, stride=1) == 0).sum())
+    return (on, dark) if count and between <= 0.1 * count and solid <= 0.01 * count else None
 
 
 def _checked(size: tuple[int, int], resize: str) -> tuple[int, int]:
@@ -158,11 +174,13 @@ def _scale(row: Tensor, height: int, width: int, kind: Content) -> tuple[Tensor,
 def _scale_lines(row: Tensor, height: int, width: int) -> Tensor:
     """Resize thin binary lines so that they stay whole, binary and thin.
 
-    Each target pixel is on where any source pixel that falls into it is on. Where the target is larger,
-    lines are enlarged and thinned back to one pixel.
+    Each target pixel is on where any source pixel that falls into it is on, so that nothing is lost; what has
+    become broader than one pixel, by enlarging or because lines lie close, is thinned again.
     """
     rows, columns = row.shape[-2:]
-    on = (row[:, :1] > 0).float()
+    found = _lines(row)
+    assert found is not None
+    on, dark = found[0].float(), found[1]
     if height < rows or width < columns:
         inner = min(height, rows), min(width, columns)
         down = torch.arange(rows, device=row.device) * inner[0] // rows
@@ -170,7 +188,6 @@ def _scale_lines(row: Tensor, height: int, width: int) -> Tensor:
         cell = (down[:, None] * inner[1] + across[None]).flatten()
         on = on.new_zeros(math.prod(inner)).scatter_reduce(0, cell, on.flatten(), "amax").view(1, 1, *inner)
     if (height, width) != tuple(on.shape[-2:]):
-        factor = max(height / on.shape[-2], width / on.shape[-1])
         on = F.interpolate(on, (height, width), mode="nearest-exact")
-        on = thin(on, math.ceil(factor))
-    return on * row.max().expand(1, row.shape[1], 1, 1)
+    on = thin(on, _MOST_PASSES)
+    return torch.where(on.bool() ^ dark, row.max(), row.min()).expand(1, row.shape[1], height, width)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlkit.errors import ParameterError
-from controlkit.images import fit
+from controlkit.images import as_map, fit, open_image, to_picture
 from controlkit.images.sizes import content
 from controlkit.images.thinning import thin
 
@@ -41,7 +41,8 @@ def pieces(mask: torch.Tensor) -> int:
     """Connected pieces (8 neighbours) of a (H, W) mask."""
     from skimage.measure import label
 
-    return int(np.max(label(mask.numpy(), connectivity=2)))
+    numbered: Any = label(mask.numpy(), connectivity=2)
+    return int(numbered.max())
 
 
 def test_the_right_size_is_the_very_tensor() -> None:
@@ -81,6 +82,20 @@ def test_lines_survive_shrinking_whole_and_thin(factor: int) -> None:
     assert pieces(~mask) >= 1
     length = 2 * torch.pi * 0.4 * 256 / factor
     assert mask.sum() < 1.5 * length
+
+
+def test_lines_are_known_after_jpeg_compression_and_dark_on_white() -> None:
+    data = io.BytesIO()
+    to_picture(ring()[0]).save(data, "JPEG", quality=90)
+    compressed = torch.as_tensor(as_map(open_image(data)))
+    for image in (compressed, 1 - ring()):
+        assert content(image) == "lines"
+        result, note = fit(image, (128, 128))
+        assert note is not None
+        assert "lines kept" in note
+        mask = (result[0, 0] > 0.5) ^ (image is not compressed)
+        assert pieces(mask) == 1
+        assert result.unique().numel() == 2
 
 
 @pytest.mark.parametrize("size", [(300, 300), (512, 512), (700, 1000)])
