@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 
 import controlkit
 from controlkit.cli.console import complain
-from controlkit.errors import ControlKitError, ParameterError
+from controlkit.errors import ControlKitError, ControlKitWarning, ParameterError
 
 app = typer.Typer(
     name="controlkit",
@@ -57,6 +58,7 @@ def _register() -> None:
 
 _register()
 
+INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 _CLI_ERROR: Any = typer.BadParameter.__mro__[2]
 
@@ -76,11 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--debug" in plain:
         given.remove("--debug")
     try:
-        code = app(given, prog_name="controlkit", standalone_mode=False)
+        with warnings.catch_warnings():
+            if not debug:
+                _only_our_warnings()
+            code = app(given, prog_name="controlkit", standalone_mode=False)
+        if code == INTERRUPTED:  # typer has caught it
+            complain("interrupted")
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; nothing is wrong
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open until the interpreter ends)
         return 1
@@ -88,6 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error)
+
+
+def _only_our_warnings() -> None:
+    """Our own warnings are notes, one sentence each; those of libraries are for programmers."""
+
+    def show(message: Warning | str, *_details: Any, **_more: Any) -> None:
+        complain(f"note: {message}")
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", ControlKitWarning)
+    warnings.showwarning = show
 
 
 def _explain(error: Exception) -> int:

@@ -5,7 +5,8 @@ A control is ``NAME=IMAGE`` with options after commas::
     --control controlnet-canny=photo.jpg,detect=canny,scale=0.9,end=0.8
     --control weights.safetensors=map.png,scale=0:1/0.5:0.2,mask=left.png
 
-``NAME`` is an embedded model, a file or folder, or a hub id.
+``NAME`` is an embedded model, a file or folder, a hub id, or a kind from another package.
+``option.KEY=VALUE`` is for arguments that only its kind has.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Sources:
         Raises:
             ParameterError: It is none of them.
         """
-        from controlkit import embedded
+        from controlkit import embedded, plugins
 
-        if text.startswith(("embedded:", "hub:")):
+        if text.startswith(("embedded:", "hub:", "plugin:")):
             return text
-        names = embedded.names()
+        names = [*embedded.names(), *plugins.kinds()]
         if text in names:
-            return f"embedded:{text}"
+            return f"embedded:{text}" if text in embedded.names() else f"plugin:{text}"
         path = Path(text.removeprefix("file:")).expanduser()
         if path.exists():
             return self._local(path.resolve())
@@ -86,13 +87,19 @@ def parse_control(text: str, sources: Sources) -> dict[str, Any]:
     control: dict[str, Any] = {"module": sources.of(name, "--control"), "image": open_image(image)}
     for option in options:
         key, _, value = option.partition("=")
-        if key.startswith("detect."):
-            control.setdefault("detect_options", {})[key.removeprefix("detect.")] = parse_value(value)
+        group, dot, name = key.partition(".")
+        if dot and group in ("detect", "option"):
+            field_name = "detect_options" if group == "detect" else "options"
+            control.setdefault(field_name, {})[name] = parse_value(value)
         elif key in _KEYS:
             control.update(_option(key, value))
         else:
             near = difflib.get_close_matches(key, _KEYS, n=1)
-            fix = f"Did you mean {near[0]}?" if near else f"There are {', '.join(_KEYS)}, detect.OPTION."
+            fix = (
+                f"Did you mean {near[0]}?"
+                if near
+                else f"There are {', '.join(_KEYS)}, detect.OPTION, option.NAME."
+            )
             raise ParameterError(
                 "--control", found=f"the option {key!r}", expected="one that exists", fix=fix
             )

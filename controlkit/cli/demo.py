@@ -21,7 +21,9 @@ def demo(
     parts: Annotated[
         Path | None, typer.Option(help="Also write every picture and map by itself into this folder.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace the file; otherwise a free name is taken.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file; otherwise a free name is taken.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the path and the scores as JSON.")] = False,
 ) -> None:
     """Draw one sheet that shows what control does, with the embedded models: no network, about a minute.

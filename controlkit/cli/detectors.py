@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from controlkit.cli.console import emit_json, table
+
+if TYPE_CHECKING:
+    from controlkit.preprocessors import DetectorInfo, OptionInfo
 
 
 def detectors(
@@ -30,15 +33,12 @@ def detectors(
     table("name", "family", "needs", "options", rows=rows)
 
 
-def _needs(info: Any) -> str:
+def _needs(info: DetectorInfo) -> str:
     parts = ["weights"] if info.needs_weights else []
     if info.extra:
-        parts.append(f"pip install controlkit[{info.extra}]")
+        parts.append(info.extra)
     return ", ".join(parts)
 
 
-def _options(options: Any) -> str:
-    entries = options.values() if isinstance(options, dict) else options
-    return ", ".join(
-        f"{entry.name}={entry.default}" if is_dataclass(entry) else str(entry) for entry in entries
-    )
+def _options(options: tuple[OptionInfo, ...]) -> str:
+    return ", ".join(f"{entry.name}={entry.default}" for entry in options)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from controlkit.recipes import Recipe, Result
 
 _CONTROL_HELP = (
-    "NAME=IMAGE[,detect=canny,detect.low=60,scale=0.9,start=0,end=0.8,mode=balanced,mask=FILE,"
-    "resize=stretch,blocks=1/1/.../1]; may be repeated. NAME: an embedded model, a file, a folder, a hub id. "
-    "Without detect= the image already is a map. A scale may change: scale=0:1/0.5:0.2."
+    "NAME=IMAGE[,KEY=VALUE,...]; may be repeated. NAME: an embedded model, a file, a folder, a hub id. "
+    "Keys: detect, detect.OPTION, scale, start, end, mode, mask, resize, blocks, channel_order. "
+    "Without detect the image already is a map. A scale may change: scale=0:1/0.5:0.2."
 )
 
 
@@ -52,7 +52,9 @@ def generate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A PNG file or a folder. [default: picture.png]")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace files; otherwise a free name is taken.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files; otherwise a free name is taken.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print paths, seeds and reports as JSON.")] = False,
 ) -> None:
     """Draw pictures. Each PNG carries its recipe, from which the same picture can be made again.

@@ -26,7 +26,9 @@ def preprocess(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", help="KEY=VALUE of the detector; may be repeated.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace files; otherwise a free name is taken.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files; otherwise a free name is taken.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> None:
     """Turn photographs into control maps.
@@ -34,7 +36,7 @@ def preprocess(
     Examples:
 
     - `controlkit preprocess canny photo.jpg`
-    - `controlkit preprocess canny *.jpg --out maps/ -O low=60 -O high=140`
+    - `controlkit preprocess canny *.jpg --out maps/ -O low_threshold=60`
     """
     import controlkit as ck
     from controlkit.recipes import png_bytes, write
@@ -64,5 +66,5 @@ def preprocess(
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ParameterError("--option", found=repr(text), expected="KEY=VALUE, such as low=60")
+        raise ParameterError("--option", found=repr(text), expected="KEY=VALUE, such as sigma=1.5")
     return key, parse_value(value)

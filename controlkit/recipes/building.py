@@ -7,7 +7,8 @@ import inspect
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from controlkit.errors import MissingExtra, ParameterError, RecipeError
+from controlkit import plugins
+from controlkit.errors import ControlKitError, MissingExtra, ParameterError, RecipeError
 from controlkit.recipes.images import Files
 from controlkit.recipes.model import (
     ControlRecipe,
@@ -142,6 +143,8 @@ def _load(part: ModuleRecipe, files: Files) -> ControlModule:
                 fix="See controlkit models.",
             )
         module = embedded.load(name)
+    elif scheme == "plugin":
+        return plugins.module(name)
     else:
         from controlkit.checkpoints import load
 
@@ -169,10 +172,26 @@ def control_of(part: ControlRecipe | GuidanceRecipe, modules: Modules, files: Fi
     """A control, bound as the recipe says; only what differs from the defaults is passed on."""
     if isinstance(part, GuidanceRecipe):
         return _guidance(part, files)
-    given = part.model_dump(exclude_defaults=True, exclude={"module", "image", "mask"})
+    given = part.model_dump(exclude_defaults=True, exclude={"module", "image", "mask", "options"})
     if part.mask is not None:
         given["mask"] = files.picture(part.mask)
-    return modules.of(part.module).on(files.picture(part.image), **given)
+    twice = sorted(set(part.options) & set(ControlRecipe.model_fields))
+    if twice:
+        raise ParameterError(
+            "options", found=twice[0], expected="options of this kind alone", fix="Give it beside options."
+        )
+    module, image = modules.of(part.module), files.picture(part.image)
+    try:
+        return module.on(image, **given, **part.options)
+    except TypeError as error:
+        if isinstance(error, ControlKitError):
+            raise
+        raise ParameterError(
+            part.module.source,
+            found=f"arguments that this kind does not take ({error})",
+            expected="those of its on()",
+            fix="Remove them from the recipe.",
+        ) from error
 
 
 def _guidance(part: GuidanceRecipe, files: Files) -> Control:

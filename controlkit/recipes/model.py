@@ -42,7 +42,7 @@ from controlkit.recipes.rules import (
 from controlkit.strength import Strength
 
 VERSION = 1
-_SOURCE = re.compile(r"(embedded|hub|file):[^\x00-\x1f]+")
+_SOURCE = re.compile(r"(embedded|hub|file|plugin):[^\x00-\x1f]+")
 _SCHEDULER = re.compile(r"[A-Za-z0-9]{1,60}Scheduler")
 
 
@@ -51,7 +51,7 @@ def _check_source(value: str) -> str:
         raise ParameterError(
             "source",
             found=repr(value[:80]),
-            expected="embedded:NAME, hub:OWNER/NAME or file:PATH",
+            expected="embedded:NAME, hub:OWNER/NAME, file:PATH or plugin:NAME",
             fix="A path is relative to the folder of the recipe, or to the folder of models.",
         )
     return value
@@ -70,7 +70,7 @@ def _check_scheduler(value: str) -> str:
 
 Source = Annotated[
     str,
-    Field(strict=True, description="embedded:NAME, hub:OWNER/NAME, or file:PATH"),
+    Field(strict=True, description="embedded:NAME, hub:OWNER/NAME, file:PATH or plugin:NAME"),
     AfterValidator(_check_source),
 ]
 AnyPicture = Annotated[Picture, BeforeValidator(as_reference)]
@@ -108,7 +108,8 @@ class ModuleRecipe(Plain):
     """The weights of a control.
 
     Args:
-        source: ``embedded:NAME``, ``hub:OWNER/NAME`` or ``file:PATH``.
+        source: ``embedded:NAME``, ``hub:OWNER/NAME``, ``file:PATH``, or ``plugin:NAME`` (see
+            `controlkit.plugins`).
         kind: As `controlkit.load` takes it.
         subfolder: Folder inside the source.
         weight_name: File inside the source.
@@ -131,7 +132,23 @@ def _as_module(value: object) -> object:
 
 
 class ControlRecipe(Plain):
-    """A module with its map, strength and schedule; the arguments of ``module.on``."""
+    """A module with its map, strength and schedule; the arguments of ``module.on``.
+
+    Args:
+        module: The weights; a plain string is their source.
+        image: The map, or the picture that ``detect`` makes it from.
+        detect: Name of a detector.
+        detect_options: Its options.
+        scale: As for ``module.on``, without functions.
+        start: As for ``module.on``.
+        end: As for ``module.on``.
+        mode: As for ``module.on``.
+        block_scales: As for ``module.on``.
+        mask: A region, as a gray picture.
+        resize: As for ``module.on``.
+        channel_order: As for ``module.on``.
+        options: Further arguments that ``on`` of this kind takes.
+    """
 
     module: Annotated[ModuleRecipe, BeforeValidator(_as_module)]
     image: AnyPicture
@@ -145,6 +162,7 @@ class ControlRecipe(Plain):
     mask: AnyPicture | None = None
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     channel_order: Text | None = None
+    options: Options = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> ControlRecipe:

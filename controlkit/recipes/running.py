@@ -160,7 +160,7 @@ def _sealed(recipe: Recipe, modules: Modules, files: Files, given: Any) -> Recip
         update: dict[str, Any] = {"image": picture(part.image)}
         if isinstance(part, ControlRecipe):
             update["mask"] = picture(part.mask)
-            digest = modules.of(part.module).digest or part.module.digest
+            digest = getattr(modules.of(part.module), "digest", None) or part.module.digest
             update["module"] = part.module.model_copy(update={"digest": digest})
         parts.append(part.model_copy(update=update))
     update = {"controls": tuple(parts), "made_with": _versions()}

@@ -1,0 +1,1 @@
+"""Worked example of a package that adds a kind of control and a detector to controlkit."""
