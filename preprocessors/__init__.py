@@ -10,8 +10,8 @@ if __name__ != "controlkit.preprocessors":
         "import controlkit.preprocessors, not preprocessors: the top-level folder is only a source location"
     )
 
-from controlkit.preprocessors.base import Detector, DetectorInfo, OptionInfo, option
+from controlkit.preprocessors.base import Detector, DetectorInfo, OptionInfo, Pixels, option
 from controlkit.preprocessors.preprocessing import preprocess
 from controlkit.preprocessors.registry import build, detectors
 
-__all__ = ["Detector", "DetectorInfo", "OptionInfo", "build", "detectors", "option", "preprocess"]
+__all__ = ["Detector", "DetectorInfo", "OptionInfo", "Pixels", "build", "detectors", "option", "preprocess"]

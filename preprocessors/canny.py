@@ -47,7 +47,7 @@ class Canny(Detector):
         meaning="edges stronger than this are kept; between the two, where they touch a strong one",
     )
     auto: bool = option(False, meaning="take both thresholds from the picture instead")
-    l2: bool = option(False, meaning="measure gradients by sqrt(x^2 + y^2) instead of |x| + |y|")
+    l2: bool = option(False, meaning="measure gradients by their length, not by the sum of both sides")
     sigma: float = option(
         0.0, low=0, high=20, unit="pixels", meaning="blur before looking, against noise and texture"
     )

@@ -18,7 +18,7 @@ class Lineart(Detector):
     strength come out at three quarters of full white.
 
     Source:
-        Difference of two Gaussians with a soft threshold by tanh: Winnemoeller, Kyprianidis, Olsen (2012),
+        Difference of two Gaussians with a soft threshold by tanh: Winnemöller, Kyprianidis, Olsen (2012),
         "XDoG: an extended difference-of-Gaussians compendium", Computers & Graphics 36(6). OpenCV
         ``bilateralFilter`` beforehand, as they advise against texture, and ``GaussianBlur``.
     """

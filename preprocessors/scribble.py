@@ -18,7 +18,7 @@ class Scribble(Detector):
     outlines of the larger shapes with a pen of one width. Specks are left out.
 
     Source:
-        ``xdog``: Winnemoeller, Kyprianidis, Olsen (2012), "XDoG: an extended difference-of-Gaussians
+        ``xdog``: Winnemöller, Kyprianidis, Olsen (2012), "XDoG: an extended difference-of-Gaussians
         compendium", Computers & Graphics 36(6), with a hard threshold. ``edges``: OpenCV ``Canny`` on the
         blurred picture, widened by ``dilate``. Both: OpenCV ``connectedComponentsWithStats``.
     """
