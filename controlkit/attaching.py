@@ -7,6 +7,7 @@ of leaving.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 import weakref
@@ -133,6 +134,9 @@ class Run:
             self._attachment.remove(self._layer)
         if was_attached and kind is None:
             self._attachment.refuse_wrong_pictures()
+            if self._layer.entries and not any(entry.record.steps for entry in self._layer.entries):
+                message = "controls were attached, but the U-Net was never called: they had no effect"
+                warnings.warn(ControlKitWarning(message), stacklevel=2)
 
     @property
     def attached(self) -> bool:
@@ -328,7 +332,7 @@ class _Attachment:
         target = self.host.target()
         latents = sample[:, : target.channels] if sample.shape[1] > target.channels else sample
         tick = self.host.tick(timestep, latents)
-        added = given.get("added_cond_kwargs") or {}
+        added: Mapping[str, Tensor] = given.get("added_cond_kwargs") or {}
         prompt = given.get("encoder_hidden_states")
         step = Step(
             index=tick.index,
@@ -343,7 +347,30 @@ class _Attachment:
         )
         return step, tick.fresh
 
+    def _check_inputs(self, step: Step) -> None:
+        """Refuse what would only show as a wrong picture, before the first step."""
+        width = self.host.target().token_dim
+        prompt = step.prompt
+        if prompt is not None and (prompt.shape[-1] != width or prompt.shape[0] != step.latents.shape[0]):
+            raise ParameterError(
+                "prompt embeddings",
+                found=f"shape {tuple(prompt.shape)}",
+                expected=f"({step.latents.shape[0]}, n, {width}) for this U-Net",
+                fix="Encode the prompt with this pipeline's own text encoder.",
+                code="CK-P9",
+            )
+        scale = getattr(self.host.pipeline, "_guidance_scale", 1.0)
+        finite = not isinstance(scale, float) or math.isfinite(scale)
+        if not finite or (prompt is not None and not bool(torch.isfinite(prompt).all())):
+            raise ParameterError(
+                "prompt embeddings" if finite else "guidance_scale",
+                found="NaN or infinity",
+                expected="finite numbers",
+                code="CK-P9",
+            )
+
     def _describe(self, step: Step) -> RunInfo:
+        self._check_inputs(step)
         if self.host.rescales_guidance():
             for entry in self._entries():
                 if "noise" in entry.control.slots:
@@ -369,7 +396,7 @@ class _Hook:
     """A hook that runs outside compiled graphs, and that refuses to be copied with the model."""
 
     def __init__(self, function: Any) -> None:
-        self._function = torch.compiler.disable(function)
+        self._function: Any = torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)

@@ -106,9 +106,23 @@ def make_strength(
         ParameterError: A value out of its range.
         HintError: The mask cannot be used.
     """
-    region = None if mask is None else as_mask(mask)
+    region = None if mask is None else read_mask(mask)
     blocks = None if block_scales is None else tuple(block_scales)
     return Strength(scale, start, end, mode, blocks, region)
+
+
+def read_mask(mask: Any) -> Tensor:
+    """A region, or one per picture, as (n, 1, H, W) in [0, 1]; regions of several sizes take the first's.
+
+    Raises:
+        HintError: The mask cannot be used.
+    """
+    regions = as_mask(mask)
+    return (
+        fit(regions, (regions[0].shape[-2], regions[0].shape[-1]))[0]
+        if isinstance(regions, list)
+        else regions
+    )
 
 
 def name_of(module: ControlModule) -> str:
@@ -171,9 +185,12 @@ class Borrowed:
         return tuple(notes)
 
     def ready(self) -> None:
-        """Bring the module to the run's device; modules that hooks move are left to these."""
+        """Bring the module to the run's device; modules that accelerate's hooks move are left to these."""
         parameter = next(self.module.parameters())
-        if self._home is None and self._travels(parameter):
+        hook: Any = getattr(self.module, "_hf_hook", None)
+        if type(hook).__name__ == "CpuOffload":  # acts on forward alone, and the hint encoder runs before it
+            hook.pre_forward(self.module)
+        elif self._home is None and self._travels(parameter):
             self._home = parameter.device
             self.module.to(self.run.device)
 

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -122,8 +122,8 @@ class Weights:
 
     def at(self, scale: float) -> tuple[list[float], float, list[float]]:
         """Factors of the skips, of the middle, and of the encoder's features."""
-        values = (self._soft * scale).tolist()
-        values = [value * block for value, block in zip(values, self._blocks, strict=True)]
+        soft = cast(list[float], (self._soft * scale).tolist())  # pyright: ignore[reportUnknownMemberType]
+        values = [value * block for value, block in zip(soft, self._blocks, strict=True)]
         return values[: self._depth], values[self._depth], values[self._depth + 1 :]
 
 
@@ -178,6 +178,8 @@ class Session:
                 message = f"{control.name} acts on 0 of {run.steps} steps: {reason}"
                 warnings.warn(ControlKitWarning(message), stacklevel=2)
             return
+        if "noise" not in control.slots and max(map(abs, plan)) > 2:
+            record.note(f"scale {max(plan, key=abs):g} is outside the usual -2 .. 2")
         mask = control.strength.mask
         if mask is not None and mask.shape[0] not in (1, run.images):
             raise BatchMismatch(
@@ -258,6 +260,7 @@ class Session:
 
         Args:
             prediction: (rows, channels, h, w), what the U-Net returned for the noisy latents.
+            step: The step that `before` was given.
         """
         for a in self._acting:
             scale = a.plan[step.index]
@@ -421,9 +424,9 @@ def _call(name: str, step: Step | None, function: Callable[..., T], *args: objec
 def _rms(residuals: Residuals) -> float:
     """Root mean square over everything that is added."""
     tensors = [*residuals.skips, *residuals.encoder, *([] if residuals.mid is None else [residuals.mid])]
-    norms = torch.stack([torch.linalg.vector_norm(t.detach(), dtype=torch.float32) for t in tensors])
+    sums = torch.stack([t.detach().float().square().sum() for t in tensors])
     count = sum(tensor.numel() for tensor in tensors)
-    return float(torch.linalg.vector_norm(norms)) / math.sqrt(max(count, 1))
+    return math.sqrt(float(sums.sum()) / max(count, 1))
 
 
 def _dtype(residuals: Residuals) -> str:

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from controlkit.errors import BatchMismatch, ParameterError
 
@@ -76,7 +76,8 @@ class Strength:
                 expected=" or ".join(map(repr, get_args(Mode))),
                 fix="diffusers' guess_mode=True is mode='control'.",
             )
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+        every = cast(object, self.every)
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ParameterError("every", found=repr(self.every), expected="a whole number from 1")
         if not callable(self.scale):
             points = _points(self.scale)
@@ -147,8 +148,8 @@ def _number(name: str, value: object, expected: str) -> float:
 
 
 def _scale(value: object, largest: float, name: str = "scale") -> float:
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()  # type: ignore[attr-defined]
+    if getattr(value, "ndim", 1) == 0:  # a number of numpy or torch
+        value = cast(Any, value).item()
     number = _number(name, value, "a finite number, a function of progress, or (progress, scale) points")
     if abs(number) > largest:
         raise ParameterError(
@@ -165,8 +166,8 @@ def _points(scale: object) -> tuple[tuple[float, float], ...] | None:
     if not isinstance(scale, Sequence) or isinstance(scale, str | bytes):
         return None
     points: list[tuple[float, float]] = []
-    for entry in scale:
-        if not isinstance(entry, Sequence) or isinstance(entry, str | bytes) or len(entry) != 2:
+    for entry in cast(Sequence[object], scale):
+        if not isinstance(entry, Sequence) or isinstance(entry, str | bytes) or _length(cast(object, entry)) != 2:
             raise ParameterError(
                 "scale",
                 found=f"a list with {entry!r} in it",
@@ -174,8 +175,8 @@ def _points(scale: object) -> tuple[tuple[float, float], ...] | None:
                 fix="For one scale per control, give each control its own scale=.",
                 code="CK-P7",
             )
-        fraction, value = (_number("scale", number, "points of two finite numbers") for number in entry)
-        points.append((fraction, value))
+        pair = [_number("scale", n, "points of two numbers") for n in cast(Sequence[object], entry)]
+        points.append((pair[0], pair[1]))
     fractions = [fraction for fraction, _ in points]
     if not points or fractions != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
         raise ParameterError(
@@ -184,6 +185,10 @@ def _points(scale: object) -> tuple[tuple[float, float], ...] | None:
             expected="at least one point, fractions rising within [0, 1]",
         )
     return tuple(points)
+
+
+def _length(entry: object) -> int:
+    return len(cast(Sequence[object], entry))
 
 
 def _interpolate(points: tuple[tuple[float, float], ...], at: float) -> float:

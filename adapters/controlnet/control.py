@@ -137,5 +137,5 @@ class ControlNetControl:
 
 def _untrained(net: ControlNet) -> tuple[str, ...]:
     outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block]
-    has_effect = any(bool(p.any()) for output in outputs for p in output.parameters())
+    has_effect = any(p.is_meta or bool(p.any()) for output in outputs for p in output.parameters())
     return () if has_effect else ("no effect: every output convolution is zero (untrained)",)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from controlkit.binding import read_mask
 from controlkit.contracts import Active, RunInfo, Slot, Step, Target
 from controlkit.errors import NotApplicable, ParameterError
 from controlkit.strength import Scale, Strength
@@ -81,9 +82,7 @@ class Guidance:
             )
         if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise ParameterError("max_norm", found=repr(self.max_norm), expected="a positive number")
-        from controlkit.images import as_mask
-
-        region = None if self.mask is None else as_mask(self.mask)
+        region = None if self.mask is None else read_mask(self.mask)
         strength = Strength(
             self.scale, self.start, self.end, mask=region, every=self.every, largest=float("inf")
         )

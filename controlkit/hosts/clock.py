@@ -8,7 +8,7 @@ U-Net twice for one entry (classifier-free guidance half by half) stays on that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +61,8 @@ class SchedulerClock:
         expected = self._values[self._entry + 1] if unfinished else None
         if replaced:
             self._schedule = schedule
-            self._values = [float(value) for value in schedule.tolist()]
+            values = cast(list[float], schedule.tolist())  # pyright: ignore[reportUnknownMemberType]
+            self._values = list(map(float, values))
         entry = self._find(scheduler, timestep, latents, replaced)
         if entry is None:
             raise StateError(

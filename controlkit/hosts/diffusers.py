@@ -7,7 +7,6 @@ every release that calls ``UNet2DConditionModel`` the way 0.21 to 0.42 do.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
@@ -102,7 +101,7 @@ class DiffusersHost:
     def calls(self) -> list[FrameType]:
         """The pipeline's calls that are on this thread's stack, innermost first."""
         found: list[FrameType] = []
-        frame: FrameType | None = sys._getframe(1) if self.pipeline is not None else None
+        frame: FrameType | None = inspect.currentframe() if self.pipeline is not None else None
         while frame is not None:
             if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is self.pipeline:
                 found.append(frame)
@@ -284,7 +283,7 @@ def unet_arguments(given: dict[str, Any], tokens: Tensor | None, residuals: Resi
 
 def output_sample(output: Any) -> Tensor:
     """The predicted tensor of a U-Net's output, as a tuple or as diffusers' output class."""
-    return output[0] if isinstance(output, tuple) else output.sample
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output.sample)
 
 
 def with_sample(output: Any, sample: Tensor) -> Any:

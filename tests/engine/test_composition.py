@@ -213,8 +213,9 @@ def test_nested_attach_equals_attaching_together_in_any_order_of_leaving() -> No
     inner = ck.attach(pipe, b)
     assert torch.equal(call(pipe), together)
     outer.detach()
-    with ck.attach(pipe, b):
-        pass
+    with ck.attach(pipe, b) as another:
+        call(pipe)
+    assert not another.attached
     only_b = call(pipe)
     inner.detach()
     inner.detach()
