@@ -193,7 +193,17 @@ def copy_encoder(
             )
         copied[name] = state[name].detach().clone()
     sample = copied["conv_in.weight"]
-    fresh = cls.new_parts(config)
-    copied |= {name: tensor.to(sample.device, sample.dtype) for name, tensor in fresh.items()}
+    zeros = [
+        module.controlnet_cond_embedding.conv_out,
+        *module.controlnet_down_blocks,
+        module.controlnet_mid_block,
+    ]
+    for conv in (*zeros, *module.controlnet_cond_embedding.modules()):
+        if isinstance(conv, nn.Conv2d):
+            conv.to_empty(device=sample.device).to(sample.dtype).reset_parameters()
+    for conv in zeros:
+        for parameter in conv.parameters():
+            nn.init.zeros_(parameter)
+    copied |= {name: part for name, part in module.state_dict().items() if name.startswith("controlnet_")}
     module.load_state_dict(copied, strict=True, assign=True)
     return module.train().requires_grad_(True)

@@ -310,23 +310,6 @@ class ControlNet(ControlModule):
 
         return copy_encoder(cls, unet, config, hint_channels, conditioning_channels)
 
-    @classmethod
-    def new_parts(cls, config: ControlNetConfig) -> dict[str, Tensor]:
-        """Fresh weights of what a U-Net does not have: the hint encoder and the zero convolutions."""
-        widths = config.block_out_channels
-        parts = nn.ModuleDict(
-            {
-                "controlnet_cond_embedding": HintEncoder(
-                    config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
-                ),
-                "controlnet_down_blocks": nn.ModuleList(
-                    _zero_conv(width, width) for width in skip_channels(widths, config.layers_per_block)
-                ),
-                "controlnet_mid_block": _zero_conv(widths[-1], widths[-1]),
-            }
-        )
-        return parts.state_dict()
-
 
 def skip_channels(widths: tuple[int, ...], layers: int) -> tuple[int, ...]:
     """Channels of each skip connection of a U-Net, in its order: conv_in, then blocks and downsampler."""

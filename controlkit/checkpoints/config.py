@@ -139,8 +139,10 @@ def changed(config: Any) -> dict[str, Any]:
     }
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(part) for part in value) if isinstance(value, list | tuple) else value
+def _frozen(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, list | tuple) and depth < 4:
+        return tuple(_frozen(part, depth + 1) for part in value)
+    return value
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -26,8 +26,8 @@ class Plan:
 
     Args:
         build: Makes the module; called on the meta device.
-        names: For each parameter of the module, the tensor it is read from. A parameter that is not
-            here is missing from the checkpoint.
+        names: For parameters of the module, the tensor each is read from. One that is not here is
+            missing from the checkpoint; one that the module does not have is not used.
     """
 
     build: Callable[[], ControlModule]
@@ -275,7 +275,7 @@ def recognise(shapes: Shapes, what: str, *, config: Mapping[str, Any] | None = N
     )
 
 
-def expect(layout: Layout, kind: str | None, what: str, tensors: int) -> None:
+def expect(layout: Layout, kind: str | None, what: str, shapes: Shapes) -> None:
     """Refuse a layout that cannot be loaded, or is not what was asked for.
 
     Raises:
@@ -293,13 +293,25 @@ def expect(layout: Layout, kind: str | None, what: str, tensors: int) -> None:
     fits = layout.kind in known and kind in (None, layout.kind)
     raise (Unsupported if fits else KindMismatch)(
         what,
-        found=f"{layout.title} ({tensors} tensors)",
+        found=f"{layout.title}{_for_base(shapes)}, {len(shapes)} tensors",
         expected=f"a {kind}" if kind else "a control in a layout that is read",
         fix=layout.advice
         if layout.reader is None
         else f"Load it with kind={layout.kind!r}, or without kind.",
         code="CK-L20",
     )
+
+
+def base_of(shapes: Shapes) -> str:
+    """The base model, told by the width of what cross-attention reads; ``other`` where that does not tell."""
+    widths = {shape[1] for name, shape in shapes.items() if "attn2" in name and len(shape) == 2}
+    bases = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
+    return next((base for width, base in bases.items() if width in widths), "other")
+
+
+def _for_base(shapes: Shapes) -> str:
+    names = {"sd1": " for SD 1", "sd2": " for SD 2", "sdxl": " for SDXL"}
+    return names.get(base_of(shapes), "")
 
 
 def loadable_kinds() -> tuple[str, ...]:

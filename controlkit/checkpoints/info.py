@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from controlkit.checkpoints.formats import Layout, recognise, unwrap
+from controlkit.checkpoints.formats import Layout, base_of, recognise, unwrap
 from controlkit.checkpoints.sources import Opened, open_source
 
 _CONDITIONS = {
@@ -129,6 +129,4 @@ def _describe(
 ) -> tuple[str, dict[str, Any]]:
     if layout.reader is not None:
         return layout.load_reader().describe(layout.layout, shapes, config)
-    widths = {shape[1] for name, shape in shapes.items() if "attn2" in name and len(shape) == 2}
-    bases = {2048: "sdxl", 1024: "sd2", 768: "sd1"}
-    return next((base for width, base in bases.items() if width in widths), "other"), dict(config or {})
+    return base_of(shapes), dict(config or {})

@@ -90,7 +90,7 @@ def load(
         prefix, notes = unwrap(weights.shapes)
         shapes = {name[len(prefix) :]: shape for name, shape in weights.shapes.items()}
         layout = recognise(shapes, opened.what, config=opened.config)
-        expect(layout, kind, opened.what, len(shapes))
+        expect(layout, kind, opened.what, shapes)
         reader = layout.load_reader()
         entries = (
             None if opened.config is None and given is None else {**(opened.config or {}), **(given or {})}
@@ -115,16 +115,16 @@ def _assemble(
     with torch.device("meta"):
         module = plan.build()
     targets = module.state_dict()
-    names = {target: prefix + name for target, name in plan.names.items()}
+    names = {target: prefix + plan.names[target] for target in targets if target in plan.names}
     _check_names(names, targets, weights.shapes, what)
     if extra := sorted(weights.shapes.keys() - names.values()):
-        notes.append(f"{len(extra)} tensors were not used, such as {', '.join(extra[:3]):.200}")
+        notes.append(f"{len(extra)} tensors were not used, such as {', '.join(extra[:3])!r:.200}")
     stored = next((item for item in _FLOATS if str(item) == main_dtype(opened)), None)
     to = dtype or stored or torch.float32
     for name in names.values():
         if weights.dtypes[name] not in (*_FLOATS, *_WIDENED):
             raise Unsupported(
-                f"{what}: {name}",
+                f"{what}: {name!r:.100}",
                 found=f"dtype {str(weights.dtypes[name]).removeprefix('torch.')}",
                 expected="floating-point weights",
                 fix="Quantised weights need scales that this file does not say; use the original.",
@@ -140,7 +140,7 @@ def _assemble(
     where = {source: target for target, source in names.items()}
     state: dict[str, Tensor] = {}
     for name, tensor in weights.read(where.keys()):
-        state[where[name]] = _place(tensor, to, device, f"{what}: {name}")
+        state[where[name]] = _place(tensor, to, device, f"{what}: {name!r:.100}")
     module.load_state_dict(state, strict=True, assign=True)
     assert not any(part.is_meta for part in (*module.parameters(), *module.buffers())), "weights left empty"
     return module.eval().requires_grad_(False)
@@ -152,6 +152,16 @@ def _check_names(
     shapes: Mapping[str, tuple[int, ...]],
     what: str,
 ) -> None:
+    for target, tensor in targets.items():
+        stored = shapes.get(names.get(target, ""))
+        if stored is not None and stored != tuple(tensor.shape):
+            raise ShapeMismatch(
+                f"{what}: {target}",
+                found=f"shape {list(stored)}",
+                expected=f"{list(tensor.shape)}, by the config",
+                fix="Use the config.json that came with these weights.",
+                code="CK-L24",
+            )
     missing = [target for target in targets if names.get(target) not in shapes]
     if missing:
         first = ", ".join(missing[:5])
@@ -162,15 +172,6 @@ def _check_names(
             fix="Download it again, or give the config that fits these weights.",
             code="CK-L22",
         )
-    for target, tensor in targets.items():
-        if tuple(tensor.shape) != shapes[names[target]]:
-            raise ShapeMismatch(
-                f"{what}: {names[target]}",
-                found=f"shape {list(shapes[names[target]])}",
-                expected=f"{list(tensor.shape)}, by the config",
-                fix="Use the config.json that came with these weights.",
-                code="CK-L24",
-            )
 
 
 def _place(tensor: Tensor, dtype: torch.dtype, device: torch.device | str | None, what: str) -> Tensor:
@@ -182,9 +183,7 @@ def _place(tensor: Tensor, dtype: torch.dtype, device: torch.device | str | None
     placed = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
     if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
         _check_finite(placed, what, f"They do not fit into {dtype}; use bfloat16 or float32.")
-    # Tensors of a state dict or a pickle may share memory with others; the module's own do not.
-    shares = placed.data_ptr() == tensor.data_ptr() and tensor.untyped_storage().nbytes() != tensor.nbytes
-    return placed.clone() if shares or (placed is tensor and tensor.requires_grad) else placed
+    return placed
 
 
 def _check_finite(tensor: Tensor, what: str, fix: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
@@ -58,7 +59,9 @@ def read_pickle(
         digest.update(part)
     file.seek(0)
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about protocols: what it cannot read, it refuses
+            saved = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:
         # The unpickler fails in dozens of ways on damaged or hostile files; its text advises to switch the
         # protection off, so neither text nor error is passed on.

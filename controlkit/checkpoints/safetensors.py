@@ -23,8 +23,8 @@ from torch import Tensor
 
 from controlkit.errors import CheckpointCorrupt, Unsupported
 
-MAX_HEADER = 16 << 20
-"""Bytes. The largest published header (a 20 000-key model) is under 4 MB; the format allows 100 MB."""
+MAX_HEADER = 8 << 20
+"""Bytes. The format allows 100 MB; 10 000 tensors, more than any model of this field, need under 2 MB."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
 _CHUNK = 16 << 20
@@ -212,7 +212,7 @@ def _entry(name: str, value: Any, what: str) -> Entry:
         raise _bad(what, f"{name!r} with shape {shape!r:.60} at {offsets!r:.60}", "natural numbers", "CK-L06")
     if dtype not in DTYPES:
         raise Unsupported(
-            f"{what}: {name}",
+            f"{what}: {name!r:.100}",
             found=f"dtype {dtype!r:.40}",
             expected=f"one of {', '.join(DTYPES)}",
             fix="Convert it to F16 with the program that wrote it.",

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: str | Path) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, parts in ((WEIGHTS, _serialise(state)), (CONFIG, iter([text.encode()]))):
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary = folder / f".{name}.{uuid4().hex}.tmp"
             written.append((temporary, folder / name))
             with open(temporary, "wb") as file:
                 for part in parts:
@@ -72,7 +74,8 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: str | Path) -
         ) from error
     finally:
         for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return folder
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from controlkit.checkpoints import hub
 from controlkit.checkpoints.sniff import open_regular
 from controlkit.checkpoints.weights import InMemory, Weights, open_weights
-from controlkit.errors import CheckpointCorrupt, ConfigError, FileError, ParameterError
+from controlkit.errors import CheckpointCorrupt, ConfigError, ControlKitError, FileError, ParameterError
 
 _STEM = "diffusion_pytorch_model"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -61,58 +61,74 @@ def open_source(
         ConfigError: config.json or a shard index is malformed.
         CheckpointError: See `open_weights`.
     """
-    with ExitStack() as stack:
-        if isinstance(source, Mapping):
-            yield Opened(InMemory(source, "state dict"), None, "state dict")
-            return
-        if not isinstance(source, str | os.PathLike):
-            raise ParameterError(
-                "source",
-                found=f"a {type(source).__name__}",
-                expected="a hub id, a folder, a file or a state dict",
-                fix="For a module, give module.state_dict().",
-            )
-        what = os.fspath(source)
-        path = Path(what).expanduser()
-        notes: list[str] = []
-        sha256 = None
-        is_local = _exists(path)
-        if (
-            not is_local
-            and isinstance(source, str)
-            and _HUB_ID.fullmatch(source)
-            and path.suffix != ".safetensors"
-        ):
-            found = hub.fetch(
-                source,
-                lambda names: _choose(names, weight_name, f"{source} on the hub", subfolder),
-                revision=revision,
-                local_files_only=local_files_only,
-            )
-            path, notes, sha256 = found.folder, found.notes, found.sha256
-        elif not is_local:
-            raise FileError(
-                what,
-                found="no such file or folder, and not a hub id",
-                expected="an existing path, or owner/name",
-                fix="Check the spelling.",
-                code="CK-L35",
-            )
-        if path.is_dir():
-            folder = path / subfolder if subfolder else path
-            if not folder.is_dir() or ".." in Path(subfolder or "").parts:
-                raise FileError(
-                    what, found=f"no folder {subfolder!r} in it", fix="Check subfolder.", code="CK-L35"
-                )
-            names = {entry.name for entry in folder.iterdir()}
-            paths = _files(folder, _choose(names, weight_name, what), what)
-            config = folder / "config.json"
-        else:
-            paths = [path]
-            config = path.with_name("config.json") if path.name.startswith(_STEM) else None
-        entries = read_json(config, config.name) if config is not None and config.is_file() else None
-        weights = open_weights(paths, stack, allow_pickle=allow_pickle)
-        yield Opened(weights, entries, what, notes, sha256 if len(paths) == 1 else None)
+    if isinstance(source, Mapping):
+        yield Opened(InMemory(source, "state dict"), None, "state dict")
+        return
+    if not isinstance(source, str | os.PathLike):
+        raise ParameterError(
+            "source",
+            found=f"a {type(source).__name__}",
+            expected="a hub id, a folder, a file or a state dict",
+            fix="For a module, give module.state_dict().",
+        )
+    what = os.fsdecode(source)
+    try:
+        with ExitStack() as stack:
+            place, notes, sha256 = _locate(what, subfolder, weight_name, revision, local_files_only)
+            paths, config = _paths(place, subfolder, weight_name, what)
+            entries = read_json(config, config.name) if config is not None and config.is_file() else None
+            weights = open_weights(paths, stack, allow_pickle=allow_pickle)
+            yield Opened(weights, entries, what, notes, sha256 if len(paths) == 1 else None)
+    except OSError as error:
+        if isinstance(error, ControlKitError):
+            raise
+        raise FileError(
+            what,
+            found=(error.strerror or str(error)).lower(),
+            expected="files that can be read",
+            fix="Check the disk and the permissions.",
+            code="CK-L35",
+        ) from error
+
+
+def _locate(
+    what: str, subfolder: str | None, weight_name: str | None, revision: str | None, local_files_only: bool
+) -> tuple[Path, list[str], str | None]:
+    """The file or folder on this machine; fetched where ``what`` is a hub id."""
+    path = Path(os.path.expanduser(what))
+    try:
+        if os.path.lexists(path):
+            return path, [], None
+    except ValueError:  # a zero byte in the name
+        pass
+    if not _HUB_ID.fullmatch(what) or path.suffix in _SUFFIXES:
+        raise FileError(
+            what,
+            found="no such file or folder, and not a hub id",
+            expected="an existing path, or owner/name",
+            fix="Check the spelling.",
+            code="CK-L35",
+        )
+    found = hub.fetch(
+        what,
+        lambda names: _choose(names, weight_name, f"{what} on the hub", subfolder),
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    return found.folder, found.notes, found.sha256
+
+
+def _paths(
+    place: Path, subfolder: str | None, weight_name: str | None, what: str
+) -> tuple[list[Path], Path | None]:
+    """The weight files, and where their config would be."""
+    if not place.is_dir():
+        return [place], place.with_name("config.json") if place.name.startswith(_STEM) else None
+    folder = place / (subfolder or "")
+    if not folder.is_dir() or ".." in Path(subfolder or "").parts:
+        raise FileError(what, found=f"no folder {subfolder!r} in it", fix="Check subfolder.", code="CK-L35")
+    names = {entry.name for entry in folder.iterdir()}
+    return _files(folder, _choose(names, weight_name, what), what), folder / "config.json"
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -140,13 +156,6 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
             code="CK-L30",
         ) from None
     return entries
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return os.path.lexists(path)
-    except ValueError:
-        return False
 
 
 def _choose(names: Collection[str], weight_name: str | None, what: str, subfolder: str | None = None) -> str:

@@ -39,11 +39,14 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the wanted tensors, in any order."""
+        """Yield the wanted tensors, in any order, each with memory that nobody else has."""
 
 
 class InMemory(Weights):
-    """Tensors that somebody already has, and that must not be changed."""
+    """Tensors that are there already: somebody's own, or unpickled ones, which have a digest.
+
+    Each is copied, as it may share its memory; unpickled ones are given up one by one on the way.
+    """
 
     def __init__(self, saved: Mapping[Any, Any], what: str, digest: str | None = None) -> None:
         self._tensors, self.notes = flatten(saved, what)
@@ -54,7 +57,9 @@ class InMemory(Weights):
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         for name in wanted:
-            yield name, self._tensors[name]
+            tensor = self._tensors[name] if self.digest is None else self._tensors.pop(name)
+            is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+            yield name, tensor.clone(memory_format=torch.contiguous_format) if is_plain else tensor
 
 
 class SafetensorsFiles(Weights):

@@ -1,0 +1,299 @@
+"""What `load` returns is complete, finite, of the right kind and its own; anything else has a named error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from controlkit.adapters.controlnet import ControlNet
+from controlkit.checkpoints import inspect, load
+from controlkit.errors import (
+    ConfigError,
+    ControlKitWarning,
+    Incomplete,
+    KindMismatch,
+    NonFinite,
+    NotACheckpoint,
+    ParameterError,
+    ShapeMismatch,
+    Unsupported,
+)
+from tests import tiny
+from tests.checkpoints.files import adapter, state
+
+State = dict[str, Tensor]
+BLOCK = "adapter.body.0.resnets.0.block1.weight"
+
+
+def without(*names: str) -> Callable[[State], State]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def with_value(value: float) -> Callable[[State], State]:
+    def change(tensors: State) -> State:
+        tensors[BLOCK][0, 0, 0, 0] = value
+        return tensors
+
+    return change
+
+
+def cast(dtype: torch.dtype) -> Callable[[State], State]:
+    return lambda tensors: {**tensors, BLOCK: tensors[BLOCK].to(dtype)}
+
+
+FAULTS: dict[str, tuple[Callable[[State], Any], type[Exception], str]] = {
+    "one_missing": (without(BLOCK), Incomplete, BLOCK),
+    "bias_missing": (
+        without("adapter.conv_in.bias"),
+        Incomplete,
+        r"9 of 10 weights, without adapter\.conv_in\.bias",
+    ),
+    "half_missing": (lambda s: dict(list(s.items())[::2]), Incomplete, "without"),
+    "shape": (lambda s: {**s, BLOCK: s[BLOCK][:, :4]}, ShapeMismatch, r"\[8, 4, 3, 3\].*\[8, 8, 3, 3\]"),
+    "transposed": (lambda s: {**s, BLOCK: torch.zeros(8, 8, 9)}, Exception, "adapter"),
+    "nan": (with_value(float("nan")), NonFinite, "block1.weight.*1 NaN"),
+    "inf": (with_value(float("-inf")), NonFinite, "block1.weight"),
+    "int8": (cast(torch.int8), Unsupported, "int8"),
+    "bool": (cast(torch.bool), Unsupported, "bool"),
+    "complex": (cast(torch.complex64), Unsupported, "complex64"),
+    "sparse": (lambda s: {**s, BLOCK: s[BLOCK].to_sparse()}, Unsupported, "sparse"),
+    "meta": (lambda s: {**s, BLOCK: s[BLOCK].to("meta")}, Incomplete, "meta"),
+    "no_tensors": (lambda s: {"a": 1}, NotACheckpoint, "no tensor"),
+    "nothing": (lambda s: {}, NotACheckpoint, "0 entries"),
+    "unknown": (lambda s: {"a": torch.zeros(1)}, NotACheckpoint, "'a'"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_faulty_state_dict_is_refused_by_its_fault(case: str) -> None:
+    change, error, words = FAULTS[case]
+    with pytest.raises(error, match=words) as caught:
+        load(change(state()))
+    assert len(str(caught.value)) <= 600
+
+
+KINDS: dict[str, tuple[dict[str, list[int]], str, type[Exception], str]] = {
+    "lora": (
+        {"lora_unet_down_blocks_1_attentions_0_attn2_to_k.lora_down.weight": [4, 2048]},
+        "lora",
+        KindMismatch,
+        "a LoRA for SDXL.*load_lora_weights",
+    ),
+    "peft": ({"unet.down_blocks.0.attn2.to_q.lora_A.weight": [4, 768]}, "lora", KindMismatch, "SD 1"),
+    "unet": (
+        {"down_blocks.0.a": [1], "up_blocks.0.a": [1], "time_embedding.linear_1.weight": [1]},
+        "unet",
+        KindMismatch,
+        "UNet2DConditionModel",
+    ),
+    "ldm_unet": ({"model.diffusion_model.out.0.weight": [1]}, "unet", KindMismatch, "base model"),
+    "whole": (
+        {"model.diffusion_model.out.0.weight": [1], "first_stage_model.decoder.conv_in.bias": [1]},
+        "checkpoint",
+        KindMismatch,
+        "from_single_file",
+    ),
+    "vae": (
+        {"encoder.down_blocks.0.a": [1], "decoder.up_blocks.0.a": [1]},
+        "vae",
+        KindMismatch,
+        "AutoencoderKL",
+    ),
+    "text": ({"text_model.encoder.layers.0.mlp.fc1.bias": [1]}, "text-encoder", KindMismatch, "text encoder"),
+    "ip_adapter": (
+        {"image_proj.norm.bias": [1], "ip_adapter.1.to_k_ip.weight": [1]},
+        "ip-adapter",
+        KindMismatch,
+        "IP-",
+    ),
+    "flux": (
+        {"controlnet_blocks.0.bias": [1], "transformer_blocks.0.a": [1]},
+        "controlnet-dit",
+        KindMismatch,
+        "U-Net",
+    ),
+    "union": (
+        {"controlnet_cond_embedding.a": [1], "task_embedding": [1]},
+        "controlnet-union",
+        KindMismatch,
+        "union",
+    ),
+    "uni": ({"local_adapter.input_blocks.0.0.bias": [1]}, "uni-controlnet", KindMismatch, "Uni-ControlNet"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_other_weights_are_called_by_their_name(case: str) -> None:
+    shapes, kind, error, words = KINDS[case]
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    with pytest.raises(error, match=words):
+        load(tensors)
+    info = inspect(tensors)
+    assert (info.kind, info.loadable, info.keys) == (kind, False, len(tensors))
+
+
+def test_kind_is_found_from_the_content_and_can_be_demanded(tmp_path: Path) -> None:
+    path = adapter().save(tmp_path) / "diffusion_pytorch_model.safetensors"
+    path = path.rename(tmp_path / "controlnet-canny.safetensors")
+    assert load(path).kind == "t2i-adapter"
+    with pytest.raises(KindMismatch, match="kind='t2i-adapter'"):
+        load(path, kind="controlnet")
+    with pytest.raises(ParameterError, match="'t2i-adapter'"):
+        load(path, kind="canny")
+
+
+def test_config_of_another_class_is_refused(tmp_path: Path) -> None:
+    folder = adapter().save(tmp_path)
+    tiny.controlnet().save(tmp_path / "other")
+    (folder / "config.json").write_text((tmp_path / "other" / "config.json").read_text())
+    with pytest.raises(KindMismatch, match="ControlNetModel"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"block_out_channels": [1 << 20] * 4}, ConfigError),
+        ({"layers_per_block": 1_000_000}, ConfigError),
+        ({"layers_per_block": 60_000}, ConfigError),
+        ({"transformer_layers_per_block": 50_000}, ConfigError),
+        ({"layers_per_block": 2}, ShapeMismatch),
+        ({"block_out_channels": [16, 32, 32, 65536], "norm_num_groups": 1}, ShapeMismatch),
+        ({"auto_map": {"AutoModel": "x.py"}}, ConfigError),
+        ({"_auto_map": "x"}, ConfigError),
+        ({"trust_remote_code": True}, ConfigError),
+        ({"quantization_config": {"bits": 4}}, Unsupported),
+        ({"surprise": 1}, ConfigError),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_at_once(
+    changes: dict[str, Any], error: type[Exception], tmp_path: Path
+) -> None:
+    folder = tiny.controlnet().save(tmp_path)
+    entries = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**entries, **changes}))
+    began = time.perf_counter()
+    with pytest.raises(error):
+        load(folder)
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"a": 1', "\ufeff{]", "[" * 5000, '{"block_out_channels": null}']
+)
+def test_a_malformed_config_is_refused(text: str, tmp_path: Path) -> None:
+    folder = tiny.controlnet().save(tmp_path)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="config"):
+        load(folder)
+
+
+def test_published_families_need_no_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlkit.adapters.controlnet import ControlNetConfig
+    from controlkit.adapters.controlnet.checkpoint import infer
+    from tests.adapters.controlnet.test_model import PUBLISHED
+
+    for family, (_, changes) in PUBLISHED.items():
+        config = ControlNetConfig(**changes)
+        with torch.device("meta"):
+            shapes = {name: tuple(tensor.shape) for name, tensor in ControlNet(config).state_dict().items()}
+        found = ControlNetConfig.from_dict(infer(shapes, ""))
+        assert found.base == family
+        assert (found.heads, found.depths, found.down_block_types) == (
+            config.heads,
+            config.depths,
+            config.down_block_types,
+        )
+
+
+def test_other_families_are_asked_for_what_shapes_do_not_tell(tmp_path: Path) -> None:
+    net = tiny.controlnet("sd2")
+    with pytest.raises(ConfigError, match="attention_head_dim"):
+        load(net.state_dict())
+    given = {"attention_head_dim": [1, 2, 4, 4], "norm_num_groups": 8}
+    loaded = load(net.state_dict(), config=given)
+    assert isinstance(loaded, ControlNet)
+    assert loaded.config.heads == net.config.heads
+    (tmp_path / "c.json").write_text(json.dumps(given))
+    assert load(net.state_dict(), config=tmp_path / "c.json").config == loaded.config  # type: ignore[attr-defined]
+
+
+def test_a_loaded_module_is_ready_and_says_where_it_came_from(tmp_path: Path) -> None:
+    folder = tiny.controlnet("sdxl").save(tmp_path / "control-canny-sdxl")
+    module = load(folder)
+    assert not module.training
+    assert not any(part.requires_grad or part.is_meta for part in module.parameters())
+    content = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert module.digest == hashlib.sha256(content).hexdigest()
+    assert (module.source, module.base, module.condition, module.notes) == (str(folder), "sdxl", "canny", ())
+
+
+def test_a_state_dict_is_copied() -> None:
+    tensors = state()
+    module = load(tensors)
+    tensors[BLOCK].zero_()
+    assert module.state_dict()[BLOCK].any()
+    assert module.digest is None
+    assert module.source == "state dict"
+
+
+@pytest.mark.parametrize(
+    ("stored", "loaded"),
+    [
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float64, torch.float32),
+        (torch.float8_e4m3fn, torch.float16),
+    ],
+)
+def test_dtype_is_kept_or_widened(stored: torch.dtype, loaded: torch.dtype) -> None:
+    tensors = {name: tensor.to(stored) for name, tensor in state().items()}
+    if stored == loaded:
+        module = load(tensors)
+    else:
+        with pytest.warns(ControlKitWarning, match="converted"):
+            module = load(tensors)
+    assert {part.dtype for part in module.parameters()} == {loaded}
+    assert torch.equal(module.state_dict()[BLOCK].double(), tensors[BLOCK].double())
+    assert {part.dtype for part in load(tensors, dtype=torch.float32).parameters()} == {torch.float32}
+
+
+def test_narrowing_that_overflows_is_refused() -> None:
+    with pytest.raises(NonFinite, match="bfloat16"):
+        load(with_value(1e6)(state()), dtype=torch.float16)
+    with pytest.raises(ParameterError, match="int8"):
+        load(state(), dtype=torch.int8)
+
+
+def test_what_is_unusual_is_a_warning_and_a_note() -> None:
+    with pytest.warns(ControlKitWarning, match="1 tensors were not used"):
+        module = load({**state(), "surplus": torch.zeros(1)})
+    assert len(module.notes) == 1
+    with pytest.warns(ControlKitWarning, match=r"began with 'module\.'"):
+        load({f"module.{name}": tensor for name, tensor in state().items()})
+    with pytest.warns(ControlKitWarning, match="state_dict"):
+        load({"state_dict": state(), "epoch": 3})
+    with pytest.warns(ControlKitWarning, match="no effect"):
+        load(
+            ControlNet(tiny.controlnet_config()).state_dict(),
+            config={"attention_head_dim": 2, "norm_num_groups": 8},
+        )
+
+
+def test_inspect_reads_the_header_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny.controlnet("sdxl").half()
+    folder = net.save(tmp_path)
+    monkeypatch.setattr("controlkit.checkpoints.safetensors.read_tensors", pytest.fail)
+    info = inspect(folder)
+    assert (info.kind, info.base, info.layout, info.dtype) == ("controlnet", "sdxl", "diffusers", "float16")
+    assert (info.keys, info.loadable) == (len(net.state_dict()), True)
+    assert info.parameters == sum(part.numel() for part in net.parameters())
+    assert info.config["cross_attention_dim"] == 2048
