@@ -105,6 +105,7 @@ def _regular(name: str) -> Path:
 def _decode(stream: IO[bytes], what: str, max_pixels: int, notes: list[str] | None) -> Image.Image:
     start: object = b""
     try:
+        stream.seek(0)
         start = stream.read(32)
         stream.seek(0)
         image = Image.open(stream, formats=FORMATS)
@@ -130,7 +131,7 @@ def _unidentified(start: object, what: str) -> HintError:
         )
     known = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
     if known or not start:
-        return _damaged(what, f"the header of {known} is not complete" if known else "empty file")
+        return _damaged(what, f"{known} header cut off, or of a rare kind" if known else "empty file")
     kind = next((name for magic, name in _OTHER_MAGIC.items() if start.lstrip().startswith(magic)), "")
     return UnsupportedImage(
         what,
@@ -145,6 +146,6 @@ def _damaged(what: str, cause: object) -> HintError:
         what,
         found=f"a damaged picture ({cause})"[:240],
         expected="a complete file",
-        fix="Download or save it again.",
+        fix="Download it again, or save it as PNG.",
         code="CK-H10",
     )

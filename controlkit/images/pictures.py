@@ -57,14 +57,14 @@ def pixels(
 def upright(image: Image.Image, what: str, notes: list[str] | None = None) -> Image.Image:
     """Decode and apply the EXIF orientation; the result carries no orientation any more.
 
+    Multi-picture JPEGs (a second view or a preview beside the photograph) are not noted as animations.
+
     Raises:
         HintError: CK-H10, the file behind the image is damaged or closed.
     """
     try:
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            tell(f"{what} has several frames; frame {image.tell()} is used", notes)
+        several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
         image.load()
-        return ImageOps.exif_transpose(image)
     except Exception as error:
         raise HintError(
             what,
@@ -73,6 +73,13 @@ def upright(image: Image.Image, what: str, notes: list[str] | None = None) -> Im
             fix="Open or download it again; the file may have been cut off, or closed too early.",
             code="CK-H10",
         ) from error
+    if several:
+        tell(f"{what} has several frames; frame {image.tell()} is used", notes)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        tell(f"{what} has EXIF data that cannot be read; its orientation is ignored ({error})", notes)
+        return image.copy()
 
 
 def _wide(image: Image.Image, what: str, notes: list[str] | None) -> NDArray[np.float32]:

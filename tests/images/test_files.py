@@ -77,6 +77,20 @@ def test_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+def test_unreadable_exif_does_not_cost_the_picture() -> None:
+    notes: list[str] = []
+    image = Image.open(io.BytesIO(encoded("PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09")))
+    assert np.array_equal(np.asarray(as_picture(image, notes=notes)), PHOTO)
+    assert np.array_equal(np.asarray(as_picture(_broken_exif(), notes=notes)), PHOTO)
+
+
+def _broken_exif() -> Image.Image:
+    image = Image.fromarray(PHOTO)
+    image.info["exif"] = b"Exif\0\0nonsense"
+    return image
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_cut_anywhere_is_refused_or_whole(kind: str) -> None:
     data = encoded(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -229,3 +230,10 @@ def test_the_source_folder_is_not_importable_by_its_bare_name() -> None:
         [sys.executable, "-c", "import preprocessors"], capture_output=True, text=True, check=False, cwd=root
     )
     assert "import controlkit.preprocessors, not preprocessors" in result.stderr
+
+
+def test_opencv_decodes_no_files() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*(root / "preprocessors").glob("*.py"), *(root / "controlkit" / "images").glob("*.py")]
+    assert sources
+    assert not [path.name for path in sources if re.search(r"imread|imdecode|VideoCapture", path.read_text())]
