@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from controlkit.cli.console import emit_json, output_path, progress, stdout, table
 from controlkit.errors import ParameterError
+
+if TYPE_CHECKING:
+    from controlkit.demo import DemoRow
 
 
 def demo(
@@ -63,11 +67,11 @@ def demo(
     stdout.print(f"The sheet is {path}", markup=False)
 
 
-def _write_parts(folder: Path, rows: list, force: bool) -> None:
+def _write_parts(folder: Path, rows: Sequence[DemoRow], force: bool) -> None:
     from controlkit.recipes import Recipe, png_bytes, write
 
     for row in rows:
-        kind = row.source.measure
+        kind = row.source.module
         write(
             folder / f"{kind}-source.png", png_bytes(row.source.picture, None), force=force, number=not force
         )

@@ -72,31 +72,24 @@ def draw(
             progress(done)
 
     for source in sources:
-        plain = ck.Recipe(prompt=source.prompt, seed=seed, steps=steps, guidance_scale=GUIDANCE, images=SEEDS)
+        width, height = source.picture.size
+        plain = ck.Recipe(
+            prompt=source.prompt,
+            seed=seed,
+            steps=steps,
+            guidance_scale=GUIDANCE,
+            width=width,
+            height=height,
+            images=SEEDS,
+        )
         control = {"module": f"embedded:{source.module}", "image": source.control_map}
         steered = ck.Recipe.load({**plain.model_dump(), "controls": [control]})
         controlled = tuple(ck.run(steered, pipe, progress=step))
         uncontrolled = tuple(ck.run(plain, pipe, progress=step))
-        yield DemoRow(source, controlled, uncontrolled, _score(source, controlled, uncontrolled))
+        score = Score(source.score, source.measure(controlled), source.measure(uncontrolled))
+        yield DemoRow(source, controlled, uncontrolled, score)
 
 
 def total_steps(sources: tuple[DemoSource, ...], steps: int) -> int:
     """How many denoising steps `draw` takes in all."""
     return len(sources) * 2 * SEEDS * steps
-
-
-def _score(
-    source: DemoSource, controlled: tuple[Image.Image, ...], uncontrolled: tuple[Image.Image, ...]
-) -> Score:
-    from controlkit.evaluation import adherence
-
-    measures = {
-        "edges": ("edge F1", adherence.edge_f1),
-        "depth": ("depth correlation", adherence.depth_correlation),
-    }
-    name, measure = measures[source.measure]
-
-    def mean(pictures: tuple[Image.Image, ...]) -> float:
-        return sum(float(measure(picture, source.control_map)) for picture in pictures) / len(pictures)
-
-    return Score(name, mean(controlled), mean(uncontrolled))

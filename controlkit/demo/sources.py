@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 import controlkit as ck
+
+if TYPE_CHECKING:
+    from controlkit.embedded import Scene
 
 SIDE = 128
 SCENE_SEED = 12
 SECOND_SCENE_SEED = 31
 """Stands in for the photograph where scikit-image, which ships it, is not installed."""
 
+Measure = Callable[[Sequence[Image.Image]], float]
+
 
 @dataclass(frozen=True)
 class DemoSource:
-    """One row of the sheet.
+    """One block of the sheet.
 
     Args:
         title: What it is and by what it is followed.
@@ -26,7 +33,8 @@ class DemoSource:
         control_map: The map made from it.
         module: Name of the embedded control.
         prompt: What to draw instead.
-        measure: How the result is compared with the map.
+        score: Name of the measure, such as ``edge F1``.
+        measure: Mean score of pictures against the map; 1 is perfect.
     """
 
     title: str
@@ -34,29 +42,60 @@ class DemoSource:
     control_map: Image.Image
     module: str
     prompt: str
-    measure: Literal["edges", "depth"]
+    score: str
+    measure: Measure
 
 
 def sources(scene_seed: int = SCENE_SEED) -> tuple[DemoSource, DemoSource]:
-    """The two rows: a photograph's edges, and a scene's exact depth.
+    """The two blocks: a photograph's edges, and a scene's exact depth.
 
     Args:
         scene_seed: Which scene; seeds below 1,000,000 were not trained on.
     """
     scene = ck.embedded.scene(scene_seed)
     photo, name, prompt = _photograph()
-    edges = ck.preprocess(photo, "canny")
+    edges = ck.preprocess(photo.convert("L"), "canny", low_threshold=60, high_threshold=140)
     return (
-        DemoSource(f"Edges of {name}, by a ControlNet", photo, edges, "controlnet-canny", prompt, "edges"),
         DemoSource(
-            "Depth of a rendered scene, by a T2I-Adapter",
+            f"The edges of {name}, followed by a ControlNet",
+            photo,
+            edges,
+            "controlnet-canny",
+            prompt,
+            "edge F1",
+            _edges(edges),
+        ),
+        DemoSource(
+            "The depth of a rendered scene, followed by a T2I-Adapter",
             scene.image,
             scene.depth,
             "t2i-depth",
             _other_colours(scene.caption),
-            "depth",
+            "depth correlation",
+            _depth(scene),
         ),
     )
+
+
+def _edges(edges: Image.Image) -> Measure:
+    from controlkit.evaluation import edge_f1
+
+    return lambda pictures: float(np.mean([edge_f1(picture, edges) for picture in pictures]))
+
+
+def _depth(scene: Scene) -> Measure:
+    """How well the depth that the judge reads from pictures agrees with the scene's, around its solids."""
+
+    def measure(pictures: Sequence[Image.Image]) -> float:
+        from controlkit.evaluation import depth_correlation, load_judge
+
+        seen = load_judge().read(list(pictures)).depth
+        side = seen.shape[-1]
+        exact = np.asarray(scene.depth.convert("L").resize((side, side), Image.Resampling.BOX))
+        solids = scene.labels[:: SIDE // side, :: SIDE // side] > 0
+        return float(np.mean([depth_correlation(depth, exact, solids) for depth in seen]))
+
+    return measure
 
 
 def _photograph() -> tuple[Image.Image, str, str]:
@@ -67,15 +106,20 @@ def _photograph() -> tuple[Image.Image, str, str]:
     from skimage import data
 
     coffee = Image.fromarray(data.coffee()).convert("RGB")
-    crop = coffee.crop((100, 0, 500, 400))
-    photo = crop.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    photo = coffee.crop((100, 0, 500, 400)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     return photo, "a photograph", "a shiny blue cylinder on a sand floor"
 
 
 _SWAP = {
-    "red": "blue", "blue": "orange", "green": "purple", "yellow": "cyan",
-    "orange": "green", "purple": "yellow", "cyan": "red", "pink": "green",
-}  # fmt: skip
+    "red": "blue",
+    "blue": "orange",
+    "green": "purple",
+    "yellow": "cyan",
+    "orange": "green",
+    "purple": "yellow",
+    "cyan": "red",
+    "pink": "green",
+}
 
 
 def _other_colours(caption: str) -> str:
