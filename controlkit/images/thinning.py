@@ -24,14 +24,14 @@ def thin(on: Tensor, passes: int) -> Tensor:
     for _ in range(passes):
         before = on
         for corner in (0, 1):
-            on = on & ~_removable(on, corner)
+            on = _half_pass(on, corner)
         if torch.equal(before, on):
             break
     return on.to(dtype)
 
 
-def _removable(on: Tensor, corner: int) -> Tensor:
-    """Border pixels that one half-pass takes away: south-east ones (0), then north-west ones (1)."""
+def _half_pass(on: Tensor, corner: int) -> Tensor:
+    """Take border pixels away: south-east ones (0), or north-west ones (1)."""
     padded = F.pad(on, (1, 1, 1, 1))
     height, width = on.shape[-2:]
     around = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
@@ -42,4 +42,8 @@ def _removable(on: Tensor, corner: int) -> Tensor:
         rises += ~here & after & 1
     north, east, south, west = ring[0], ring[2], ring[4], ring[6]
     kept = east & south & (north | west) if corner == 0 else north & west & (east | south)
-    return ((neighbours >= 2) & (neighbours <= 6) & (rises == 1) & (kept == 0)).to(on.dtype)
+    removable = (neighbours >= 2) & (neighbours <= 6) & (rises == 1) & (kept == 0)
+    left = on & ~removable.to(on.dtype)
+    # A lone square of 2 x 2 would vanish whole; its first pixel stays.
+    gone = on & (F.max_pool2d(left.float(), 3, stride=1, padding=1) == 0).to(on.dtype)
+    return left | (gone & ~(ring[7] | ring[0] | ring[6]) & 1)

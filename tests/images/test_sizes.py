@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from typing import Any
 
 import pytest
@@ -212,3 +213,24 @@ def test_thinning_keeps_pieces_and_holes_and_is_as_thin_as_scikit_image() -> Non
     assert pieces(ours) == pieces(thick)
     assert euler_number(ours.numpy(), connectivity=2) == euler_number(thick.numpy(), connectivity=2)
     assert abs(int(ours.sum()) - int(theirs.sum())) <= 0.05 * theirs.sum()
+
+
+def strokes(dice: random.Random, widest: int) -> torch.Tensor:
+    """Six straight strokes, down to single pixels, (1, 1, 40, 40)."""
+    out = torch.zeros(1, 1, 40, 40)
+    for _ in range(6):
+        row, column, width = dice.randrange(40), dice.randrange(40), dice.randint(1, widest)
+        down, across = dice.choice([-1, 0, 1]), dice.choice([-1, 0, 1])
+        for step in range(dice.randint(1, 20)):
+            top, left = max(0, row + down * step), max(0, column + across * step)
+            out[0, 0, top : top + width, left : left + width] = 1
+    return out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_stroke_is_lost_however_small(seed: int) -> None:
+    dice = random.Random(seed)
+    thick, fine = strokes(dice, 4), strokes(dice, 1).expand(1, 3, 40, 40)
+    assert pieces(thin(thick, 50)[0, 0]) == pieces(thick[0, 0])
+    for size in ((80, 80), (57, 91)):
+        assert pieces(fit(fine, size)[0][0, 0]) == pieces(fine[0, 0])
