@@ -13,17 +13,19 @@ from controlkit.errors import FileError, MissingExtra
 
 @dataclass
 class Fetched:
-    """A snapshot in the local cache.
+    """A snapshot in the local cache, or what was there already.
 
     Args:
-        folder: Its root; a subfolder lies inside.
+        folder: Its root, or a single file; a subfolder lies inside.
         notes: Remarks, such as that the cache was used.
         sha256: The weight file's digest as the hub lists it.
+        tensors: Dtype and shape by name, where the header alone was fetched.
     """
 
     folder: Path
     notes: list[str] = field(default_factory=list[str])
     sha256: str | None = None
+    tensors: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
 
 def fetch(
@@ -32,6 +34,7 @@ def fetch(
     *,
     revision: str | None,
     local_files_only: bool,
+    header_only: bool = False,
 ) -> Fetched:
     """Bring the config and the chosen weights of a repository into the local cache.
 
@@ -43,6 +46,7 @@ def fetch(
         choose: Given the names of all files, the path of the weight file or index to take.
         revision: Branch, tag or commit.
         local_files_only: Do not connect.
+        header_only: Of a safetensors file fetch the header alone.
 
     Raises:
         FileError: There is no such repository, revision or file, or no connection and nothing cached.
@@ -70,10 +74,18 @@ def fetch(
     files = {item.rfilename: item for item in info.siblings or ()}
     weights = choose(files)
     start = weights[: weights.rfind("/") + 1]
+    config = f"{start}config.json"
     try:
+        if header_only and weights.endswith(".safetensors"):
+            listed = (
+                hf.HfApi().parse_safetensors_file_metadata(repository, weights, revision=info.sha).tensors
+            )
+            tensors = {name: (item.dtype, tuple(item.shape)) for name, item in listed.items()}
+            local = hf.hf_hub_download(repository, config, revision=info.sha) if config in files else ""
+            return Fetched(Path(local).parents[config.count("/")] if local else Path(), tensors=tensors)
         local = hf.hf_hub_download(repository, weights, revision=info.sha)
-        if f"{start}config.json" in files:
-            hf.hf_hub_download(repository, f"{start}config.json", revision=info.sha)
+        if config in files:
+            hf.hf_hub_download(repository, config, revision=info.sha)
         if weights.endswith(".json"):
             for shard in _shards(Path(local)):
                 if start + shard in files:

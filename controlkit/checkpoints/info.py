@@ -72,17 +72,34 @@ class CheckpointInfo:
     loadable: bool = False
 
 
-def inspect(source: object, **where: Any) -> CheckpointInfo:
-    """Tell what a checkpoint is. Of safetensors files only the header is read.
+def inspect(
+    source: object,
+    *,
+    subfolder: str | None = None,
+    weight_name: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> CheckpointInfo:
+    """Tell what a checkpoint is. Of safetensors files only the header is read, or fetched.
 
     Args:
         source: A hub id, a folder, a file or a state dict, as for `load`.
-        where: ``subfolder``, ``weight_name``, ``revision``, ``local_files_only``, as for `load`.
+        subfolder: Of the folder or repository.
+        weight_name: Of the weight file in it.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Do not connect.
 
     Raises:
         CheckpointError: It cannot be read, or is nothing that is known.
     """
-    with open_source(source, **where) as opened:
+    with open_source(
+        source,
+        subfolder=subfolder,
+        weight_name=weight_name,
+        revision=revision,
+        local_files_only=local_files_only,
+        header_only=True,
+    ) as opened:
         shapes = opened.weights.shapes
         prefix, _ = unwrap(shapes)
         shapes = {name[len(prefix) :]: shape for name, shape in shapes.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 from controlkit.checkpoints import hub
 from controlkit.checkpoints.sniff import open_regular
-from controlkit.checkpoints.weights import InMemory, Weights, open_weights
+from controlkit.checkpoints.weights import HeaderOnly, InMemory, Weights, open_weights
 from controlkit.errors import CheckpointCorrupt, ConfigError, ControlKitError, FileError, ParameterError
 
 _STEM = "diffusion_pytorch_model"
@@ -53,8 +53,11 @@ def open_source(
     revision: str | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    header_only: bool = False,
 ) -> Iterator[Opened]:
     """Open whatever a user names; files stay open inside the ``with``.
+
+    With ``header_only`` a safetensors file on the hub is not downloaded; its weights cannot be read then.
 
     Raises:
         FileError: There is no such file, folder or repository.
@@ -74,11 +77,15 @@ def open_source(
     what = os.fsdecode(source)
     try:
         with ExitStack() as stack:
-            place, notes, sha256 = _locate(what, subfolder, weight_name, revision, local_files_only)
-            paths, config = _paths(place, subfolder, weight_name, what)
-            entries = read_json(config, config.name) if config is not None and config.is_file() else None
+            found = _locate(what, subfolder, weight_name, revision, local_files_only, header_only)
+            if found.tensors is not None:
+                config = found.folder / (subfolder or "") / "config.json" if found.folder.name else None
+                yield Opened(HeaderOnly(found.tensors), _read_config(config), what)
+                return
+            paths, config = _paths(found.folder, subfolder, weight_name, what)
+            entries = _read_config(config)
             weights = open_weights(paths, stack, allow_pickle=allow_pickle)
-            yield Opened(weights, entries, what, notes, sha256 if len(paths) == 1 else None)
+            yield Opened(weights, entries, what, found.notes, found.sha256 if len(paths) == 1 else None)
     except OSError as error:
         if isinstance(error, ControlKitError):
             raise
@@ -91,14 +98,23 @@ def open_source(
         ) from error
 
 
+def _read_config(path: Path | None) -> dict[str, Any] | None:
+    return read_json(path, path.name) if path is not None and path.is_file() else None
+
+
 def _locate(
-    what: str, subfolder: str | None, weight_name: str | None, revision: str | None, local_files_only: bool
-) -> tuple[Path, list[str], str | None]:
+    what: str,
+    subfolder: str | None,
+    weight_name: str | None,
+    revision: str | None,
+    local_files_only: bool,
+    header_only: bool,
+) -> hub.Fetched:
     """The file or folder on this machine; fetched where ``what`` is a hub id."""
     path = Path(os.path.expanduser(what))
     try:
         if os.path.lexists(path):
-            return path, [], None
+            return hub.Fetched(path)
     except ValueError:  # a zero byte in the name
         pass
     if not _HUB_ID.fullmatch(what) or path.suffix in _SUFFIXES:
@@ -109,13 +125,13 @@ def _locate(
             fix="Check the spelling.",
             code="CK-L35",
         )
-    found = hub.fetch(
+    return hub.fetch(
         what,
         lambda names: _choose(names, weight_name, f"{what} on the hub", subfolder),
         revision=revision,
         local_files_only=local_files_only,
+        header_only=header_only,
     )
-    return found.folder, found.notes, found.sha256
 
 
 def _paths(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from controlkit.checkpoints.pickles import flatten, read_pickle
-from controlkit.checkpoints.safetensors import Header, read_header, read_tensors
+from controlkit.checkpoints.safetensors import DTYPES, Header, read_header, read_tensors
 from controlkit.checkpoints.sniff import open_regular, sniff
-from controlkit.errors import CheckpointCorrupt, CheckpointUnsafe
+from controlkit.errors import CheckpointCorrupt, CheckpointUnsafe, StateError
 
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 
@@ -93,6 +93,18 @@ class SafetensorsFiles(Weights):
             file.seek(len(header.raw))
             yield from read_tensors(file, header, wanted, what, digest)
         self.digest = digest.hexdigest()
+
+
+class HeaderOnly(Weights):
+    """Names and shapes of a file that is elsewhere."""
+
+    def __init__(self, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.shapes = {name: shape for name, (_, shape) in tensors.items()}
+        self.dtypes = {name: DTYPES.get(dtype, torch.uint8) for name, (dtype, _) in tensors.items()}
+        self.metadata, self.notes, self.digest = {}, [], None
+
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        raise StateError("weights", found="the header alone", expected="the file", fix="Open it in full.")
 
 
 def open_weights(paths: list[Path], stack: ExitStack, *, allow_pickle: bool) -> Weights:

@@ -180,10 +180,10 @@ def test_a_config_that_does_not_fit_is_refused_at_once(
     folder = tiny.controlnet().save(tmp_path)
     entries = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**entries, **changes}))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(error):
         load(folder)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,9 @@ def test_a_payload_is_named_and_never_run(
         content = {**state(), "x": content}
     if wrap in ("raw", "in_dict"):
         path.write_bytes(pickle.dumps(content, protocol=protocol))
-    elif protocol < 2:
-        pytest.skip("torch writes protocol 2 and later")
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=wrap == "torch", pickle_protocol=protocol)
+        is_zip = wrap == "torch"
+        torch.save(content, path, _use_new_zipfile_serialization=is_zip, pickle_protocol=max(2, protocol))
     with pytest.raises(ControlKitError) as caught:
         load(path)
     assert not marker.exists()
@@ -219,7 +218,7 @@ def test_no_other_door_to_pickle_in_the_package() -> None:
     assert found == ["pickles.py: torch.load(not allow_pickle)"]
 
 
-@settings(max_examples=150, deadline=2000)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_change_of_a_pickle_is_an_error_or_harmless(data: st.DataObject) -> None:
     zipped = data.draw(st.booleans())

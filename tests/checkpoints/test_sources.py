@@ -199,6 +199,12 @@ class Hub:
         lfs = {"sha256": self.sha256} if self.sha256 else None
         return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=n, lfs=lfs) for n in files])
 
+    def parse_safetensors_file_metadata(self, repository: str, name: str, *, revision: str) -> Any:
+        content = (self.folder / name).read_bytes()
+        listed = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        listed.pop("__metadata__")
+        return SimpleNamespace(tensors={key: SimpleNamespace(**value) for key, value in listed.items()})
+
     def download(self, repository: str, name: str, *, revision: str) -> str:
         self.fetched.append((name, revision))
         path = self.cache / "models--a--b" / "snapshots" / revision / name
@@ -235,6 +241,17 @@ def test_hub_subfolder_and_shards(hub: Hub) -> None:
     assert len(hub.fetched) == 4
     with pytest.raises(FileError, match="no weight file"):
         load("someone/thing")
+
+
+@pytest.mark.parametrize("subfolder", [None, "inner"])
+def test_inspect_fetches_no_weights(hub: Hub, subfolder: str | None) -> None:
+    folder = adapter().save(hub.folder / (subfolder or ""))
+    info = inspect("someone/thing", subfolder=subfolder)
+    assert (info.kind, info.keys, info.dtype) == ("t2i-adapter", 10, "float32")
+    assert info.config["channels"] == [8, 8]
+    assert [name.rpartition("/")[2] for name, _ in hub.fetched] == ["config.json"]
+    (folder / "config.json").unlink()
+    assert inspect("someone/thing", subfolder=subfolder).config["channels"] == (8, 8)
 
 
 def test_hub_digest_is_compared(hub: Hub) -> None:
