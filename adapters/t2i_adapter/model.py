@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from controlkit.checkpoints.config import Keys, as_dict, parse, validate
-from controlkit.errors import HintError
+from controlkit.errors import ConfigError, HintError
 from controlkit.module import ControlModule
 
 if TYPE_CHECKING:
@@ -47,6 +47,15 @@ class T2IAdapterConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        narrow = self.adapter_type == "light_adapter" and min(self.channels) < 4
+        uneven = self.adapter_type == "full_adapter_xl" and len(set(self.channels[2:])) > 1
+        if narrow or uneven:
+            raise ConfigError(
+                "config channels",
+                found=str(list(self.channels)),
+                expected="at least 4 each" if narrow else "the same from the third on, as SDXL's encoder has",
+                fix="Use the config.json that came with the weights.",
+            )
 
     @property
     def base(self) -> str:

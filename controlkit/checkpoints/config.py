@@ -156,5 +156,6 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is NoneType:
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (isinstance(value, int) or math.isfinite(value))
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

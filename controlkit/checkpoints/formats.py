@@ -97,7 +97,9 @@ class Layout:
 
 _CONTROLNET = "controlkit.adapters.controlnet.checkpoint"
 _T2I = "controlkit.adapters.t2i_adapter.checkpoint"
-_CONVERT = "This layout is not read yet; convert it to diffusers layout."
+_CONVERT = (
+    "It is a control, but this layout is not read yet; use a copy in diffusers layout where there is one."
+)
 
 
 def _four_dimensional(name: str) -> Callable[[Shapes], bool]:
@@ -290,8 +292,8 @@ def expect(layout: Layout, kind: str | None, what: str, shapes: Shapes) -> None:
         )
     if layout.reader is not None and kind in (None, layout.kind):
         return
-    fits = layout.kind in known and kind in (None, layout.kind)
-    raise (Unsupported if fits else KindMismatch)(
+    is_control = layout.kind in known or layout.advice == _CONVERT
+    raise (Unsupported if is_control and kind in (None, layout.kind) else KindMismatch)(
         what,
         found=f"{layout.title}{_for_base(shapes)}, {len(shapes)} tensors",
         expected=f"a {kind}" if kind else "a control in a layout that is read",

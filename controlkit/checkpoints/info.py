@@ -113,7 +113,7 @@ def inspect(
             condition=condition_of(opened),
             parameters=sum(math.prod(shape) for shape in shapes.values()),
             dtype=main_dtype(opened).removeprefix("torch."),
-            config=config,
+            config={key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
             keys=len(shapes),
             loadable=layout.reader is not None,
         )

@@ -6,17 +6,22 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from controlkit.adapters.controlnet import ControlNet
+from controlkit.adapters.controlnet import ControlNet, ControlNetConfig
+from controlkit.adapters.controlnet.config import KEYS
 from controlkit.checkpoints import inspect, load
 from controlkit.errors import (
     ConfigError,
+    ControlKitError,
     ControlKitWarning,
     Incomplete,
     KindMismatch,
@@ -126,7 +131,7 @@ KINDS: dict[str, tuple[dict[str, list[int]], str, type[Exception], str]] = {
         KindMismatch,
         "union",
     ),
-    "uni": ({"local_adapter.input_blocks.0.0.bias": [1]}, "uni-controlnet", KindMismatch, "Uni-ControlNet"),
+    "uni": ({"local_adapter.input_blocks.0.0.bias": [1]}, "uni-controlnet", Unsupported, "Uni-ControlNet"),
 }
 
 
@@ -196,8 +201,31 @@ def test_a_malformed_config_is_refused(text: str, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_published_families_need_no_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    from controlkit.adapters.controlnet import ControlNetConfig
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+NAMES = [item.name for item in fields(ControlNetConfig)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*NAMES, *KEYS.neutral, "_class_name", "auto_map"]), JSON, max_size=3
+    )
+)
+def test_any_config_is_an_error_or_fits(changes: dict[str, Any]) -> None:
+    net = tiny.controlnet()
+    try:
+        loaded = load(net.state_dict(), config={**net.config.to_dict(), **changes})
+    except ControlKitError as error:
+        str(error).encode()
+    else:
+        assert loaded.state_dict().keys() == net.state_dict().keys()
+
+
+def test_published_families_need_no_config() -> None:
     from controlkit.adapters.controlnet.checkpoint import infer
     from tests.adapters.controlnet.test_model import PUBLISHED
 

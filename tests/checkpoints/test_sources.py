@@ -251,7 +251,7 @@ def test_inspect_fetches_no_weights(hub: Hub, subfolder: str | None) -> None:
     assert info.config["channels"] == [8, 8]
     assert [name.rpartition("/")[2] for name, _ in hub.fetched] == ["config.json"]
     (folder / "config.json").unlink()
-    assert inspect("someone/thing", subfolder=subfolder).config["channels"] == (8, 8)
+    assert inspect("someone/thing", subfolder=subfolder).config["channels"] == [8, 8]
 
 
 def test_hub_digest_is_compared(hub: Hub) -> None:

@@ -81,7 +81,15 @@ def test_a_map_that_does_not_fit_is_refused(shape: tuple[int, ...], words: str) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"adapter_type": "heavy"}, {"channels": []}, {"downscale_factor": 0}, {"channels": [1.5]}, {"style": 1}],
+    [
+        {"channels": [8, 3], "adapter_type": "light_adapter"},
+        {"channels": [8, 8, 8, 9], "adapter_type": "full_adapter_xl"},
+        {"adapter_type": "heavy"},
+        {"channels": []},
+        {"downscale_factor": 0},
+        {"channels": [1.5]},
+        {"style": 1},
+    ],
 )
 def test_a_config_that_cannot_be_built_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
