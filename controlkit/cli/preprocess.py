@@ -21,7 +21,10 @@ def preprocess(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Pixels, 512 or 768x512 (width x height). [default: as the photograph]")
+        str | None,
+        typer.Option(
+            help="Pixels, 512 (shortest side) or 768x512 (width x height). [default: as the photograph]"
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-O", help="KEY=VALUE of the detector; may be repeated.")
@@ -46,11 +49,12 @@ def preprocess(
             "--out", found=f"one file for {len(files)} photographs", expected="a folder", fix="Give a folder."
         )
     pixels = parse_size(size)
+    wanted = pixels[0] if pixels and size and size.isdigit() else pixels
     options: dict[str, Any] = dict(_option(text) for text in option or [])
     written: list[dict[str, str]] = []
     with progress(detector, len(files)) as advance:
         for count, file in enumerate(files, 1):
-            drawn = ck.preprocess(ck.open_image(file), detector, size=pixels, **options)
+            drawn = ck.preprocess(ck.open_image(file), detector, size=wanted, **options)
             target = output_path(out, f"{file.stem}-{detector}.png")
             if target.suffix.lower() != ".png":
                 raise ParameterError("--out", found=target.name, expected="a name that ends in .png")

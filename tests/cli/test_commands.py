@@ -35,6 +35,9 @@ def test_preprocess_takes_many_files_and_a_size(command: Command, photo: Path) -
     assert [Path(entry["map"]).name for entry in done.json] == ["photo-canny.png", "other-canny.png"]
     with Image.open(done.json[0]["map"]) as drawn:
         assert drawn.size == (32, 48)
+    assert command("preprocess", "canny", str(photo), "-o", "small.png", "--size", "16").code == 0
+    with Image.open("small.png") as drawn:
+        assert drawn.size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +118,9 @@ def test_the_program_as_a_process(tmp_path: Path) -> None:
     assert listed.returncode == 0
     assert listed.stderr == ""
     assert json.loads(listed.stdout)
-    wrong = run("generate", "a", "--steps", "0", cwd=tmp_path)
+    wrong = run("generate", "a", "--steps", "two", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Traceback" not in wrong.stderr
-    failed = run("inspect", "absent.safetensors", cwd=tmp_path)
+    failed = run("inspect", "absent.safetensors", cwd=tmp_path, CONTROLKIT_DEBUG="1")
     assert (failed.returncode, failed.stdout) == (1, "")
-    shown = run("generate", "a", "--steps", "0", cwd=tmp_path, CONTROLKIT_DEBUG="1")
-    assert "Traceback" in shown.stderr
+    assert "Traceback" in failed.stderr
