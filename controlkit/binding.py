@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +89,22 @@ def read_map(
             expected="detect=...",
             fix="Name the detector.",
         )
-    rows = as_map(image, channels=channels, channel_order=channel_order, notes=notes)
+    lowest = 0.0
+    if _marks_hidden(image):
+        lowest = -1.0
+        notes.append("pixels of -1 kept, as marks of hidden ones")
+    rows = as_map(image, channels=channels, channel_order=channel_order, lowest=lowest, notes=notes)
     return BoundMap(rows, resize, tuple(notes))
+
+
+def _marks_hidden(image: Any) -> bool:
+    """Whether floats mark pixels with exactly -1, as maps of inpainting ControlNets do."""
+    if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+        image = torch.from_numpy(image)
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        return False
+    below = image[image < 0]
+    return below.numel() > 0 and bool((below == -1).all())
 
 
 def make_strength(

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from controlkit.contracts import Active, Branch, Control, Residuals, RunInfo, Step, Target
 from controlkit.errors import (
-    BaseMismatch,
     BatchMismatch,
     ControlFailed,
     ControlKitError,
@@ -30,6 +29,18 @@ from controlkit.errors import (
     ParameterError,
 )
 from controlkit.report import ControlRecord
+from controlkit.residuals import (
+    add,
+    check_shapes,
+    dtype_name,
+    extend,
+    from_noise_shift,
+    rms,
+    rows_of,
+    select,
+    spread_rows,
+    to_noise,
+)
 from controlkit.strength import Strength
 
 T = TypeVar("T")
@@ -158,6 +169,7 @@ class Session:
     def __init__(self, entries: Sequence[Entry], run: RunInfo) -> None:
         self.run = run
         self._acting: list[_Acting] = []
+        self._idle: list[ControlRecord] = []
         try:
             for entry in entries:
                 self._begin(entry)
@@ -177,6 +189,7 @@ class Session:
             if not always_zero:
                 message = f"{control.name} acts on 0 of {run.steps} steps: {reason}"
                 warnings.warn(ControlKitWarning(message), stacklevel=2)
+            self._idle.append(record)
             return
         if "noise" not in control.slots and max(map(abs, plan)) > 2:
             record.note(f"scale {max(plan, key=abs):g} is outside the usual -2 .. 2")
@@ -199,10 +212,12 @@ class Session:
         acting = [a for a in self._acting if a.plan[step.index]]
         for a in self._acting:
             a.entry.record.step(applied=bool(a.plan[step.index]))
+        for record in self._idle:
+            record.step(applied=False)
         for a in acting:
             if a.active.tokens is not None:
                 extra = _call(a.name, step, a.active.tokens, step)
-                step = dataclasses.replace(step, tokens=_extend(a.name, step, extra * a.plan[step.index]))
+                step = dataclasses.replace(step, tokens=extend(a.name, step, extra * a.plan[step.index]))
         total = Residuals()
         for a in acting:
             if a.active.residuals is not None:
@@ -224,7 +239,7 @@ class Session:
             scaled = residual if factor == 1.0 else residual * factor
             scaled = self._masked(a, scaled, part, stride)
             if wanted != step.branches:
-                scaled = _spread(scaled.expand(part.latents.shape[0], -1, -1, -1), step.branches, wanted)
+                scaled = spread_rows(scaled.expand(part.latents.shape[0], -1, -1, -1), step.branches, wanted)
             return scaled.to(step.latents.dtype)
 
         target = self.run.target
@@ -233,13 +248,13 @@ class Session:
             None if raw.mid is None else finish(raw.mid, mid, target.skip_strides[-1]),
             tuple(map(finish, raw.encoder, encoder, target.encoder_strides)),  # the middle's may be absent
         )
-        norm = _rms(done)
+        norm = rms(done)
         a.entry.record.norm(norm)
         if not math.isfinite(norm):
             raise NonFiniteAtStep(
                 a.name,
                 found=f"NaN or infinity in what it adds at step {step.index + 1} of {step.count}"
-                f" ({_dtype(raw)})",
+                f" ({dtype_name(raw)})",
                 expected="finite numbers",
                 fix="Use float32 or bfloat16 for the module; check the map and the weights.",
             )
@@ -268,10 +283,10 @@ class Session:
                 continue
             branch: Branch = "cond" if "cond" in step.branches else step.branches[0]
             part = select(step, (branch,))
-            noise = to_noise(_rows(prediction, step.branches, (branch,)), part, self.run.target)
+            noise = to_noise(rows_of(prediction, step.branches, (branch,)), part, self.run.target)
             shift = _call(a.name, step, a.active.shift, noise, part) * scale
             shift = self._masked(a, shift, part, 1)
-            norm = _rms(Residuals(encoder=(shift,)))
+            norm = rms(Residuals(encoder=(shift,)))
             a.entry.record.norm(norm)
             if not math.isfinite(norm):
                 raise NonFiniteAtStep(
@@ -293,119 +308,6 @@ class Session:
                 a.active.close()
 
 
-def add(a: Residuals, b: Residuals) -> Residuals:
-    """Sum of two sets of residuals; an empty part is nothing. Changes neither."""
-
-    def both(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(p + q for p, q in zip(x, y, strict=True)) if x and y else x or y
-
-    mid = a.mid + b.mid if a.mid is not None and b.mid is not None else b.mid if a.mid is None else a.mid
-    return Residuals(both(a.skips, b.skips), mid, both(a.encoder, b.encoder))
-
-
-def select(step: Step, wanted: tuple[Branch, ...]) -> Step:
-    """The step reduced to some of its branches."""
-
-    def part(tensor: Tensor | None) -> Tensor | None:
-        batched = tensor is not None and tensor.ndim > 0 and tensor.shape[0] == step.latents.shape[0]
-        return _rows(tensor, step.branches, wanted) if tensor is not None and batched else tensor
-
-    return dataclasses.replace(
-        step,
-        timestep=part(step.timestep),
-        latents=part(step.latents),
-        prompt=part(step.prompt),
-        tokens=part(step.tokens),
-        branches=wanted,
-        added={key: part(value) for key, value in step.added.items()},
-    )
-
-
-def to_noise(prediction: Tensor, step: Step, target: Target) -> Tensor:
-    """What the U-Net predicts, as predicted noise ε (Salimans & Ho 2022, appendix D, for v)."""
-    if target.prediction == "epsilon":
-        return prediction
-    a, s = _signal_and_noise(step)
-    if target.prediction == "v_prediction":
-        return a * prediction + s * step.latents
-    return (step.latents - a * prediction) / s
-
-
-def from_noise_shift(shift: Tensor, step: Step, target: Target) -> Tensor:
-    """A shift of the noise as a shift of what the U-Net predicts, at fixed x_t.
-
-    With x_t = a x_0 + s ε: dx_0 = -(s / a) dε, and dv = a dε - s dx_0 = dε / a.
-    """
-    if target.prediction == "epsilon":
-        return shift
-    a, s = _signal_and_noise(step)
-    return shift / a if target.prediction == "v_prediction" else shift * (-s / a)
-
-
-def _signal_and_noise(step: Step) -> tuple[float, float]:
-    if step.alpha_bar is None:
-        raise NotApplicable("guidance", found="an unknown noise level", fix="Give attach the scheduler.")
-    return math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar)
-
-
-def check_shapes(name: str, residuals: Residuals, step: Step, target: Target) -> None:
-    """Refuse residuals that do not fit the U-Net, before they are silently broadcast or cut."""
-    height, width = step.latents.shape[-2:]
-    places: list[tuple[str, tuple[Tensor, ...], tuple[int, ...], tuple[int, ...]]] = []
-    if residuals.mid is not None:
-        tensors = (*residuals.skips, residuals.mid)
-        channels = (*target.skip_channels, target.mid_channels)
-        strides = (*target.skip_strides, target.skip_strides[-1])
-        places.append(("skips and middle", tensors, channels, strides))
-    if residuals.encoder:
-        number = min(len(target.encoder_channels), max(len(residuals.encoder), len(target.levels)))
-        channels, strides = target.encoder_channels[:number], target.encoder_strides[:number]
-        places.append(("encoder", residuals.encoder, channels, strides))
-    for place, tensors, channels, strides in places:
-        if len(tensors) != len(channels):
-            raise BaseMismatch(
-                name,
-                found=f"{len(tensors)} residuals ({place})",
-                expected=f"{len(channels)} for {target.describe()}",
-                fix="Use a module that was made for this base model.",
-            )
-        for index, (tensor, width_c, stride) in enumerate(zip(tensors, channels, strides, strict=True)):
-            sizes = ((math.ceil(height / stride), math.ceil(width / stride)), (1, 1))
-            rows = (step.latents.shape[0], 1)
-            fits = tensor.ndim == 4 and tensor.shape[0] in rows and tensor.shape[1] == width_c
-            if not fits or tuple(tensor.shape[-2:]) not in sizes:
-                raise BaseMismatch(
-                    name,
-                    found=f"a residual of shape {tuple(tensor.shape)} ({place}, number {index})",
-                    expected=f"({rows[0]}, {width_c}, {sizes[0][0]}, {sizes[0][1]}) for {target.describe()}",
-                    fix="Use a module made for this base model, and a map of 8 times the latents' size.",
-                )
-
-
-def _extend(name: str, step: Step, extra: Tensor) -> Tensor:
-    if step.tokens is None or extra.ndim != 3 or extra.shape[0] not in (1, step.tokens.shape[0]):
-        raise BatchMismatch(
-            name,
-            found=f"extra tokens of shape {tuple(extra.shape)}",
-            expected=f"({step.latents.shape[0]}, n, dim) beside the prompt's tokens",
-        )
-    extra = extra.to(step.tokens).expand(step.tokens.shape[0], -1, -1)
-    return torch.cat([step.tokens, extra], dim=1)
-
-
-def _rows(tensor: Tensor, branches: tuple[Branch, ...], wanted: tuple[Branch, ...]) -> Tensor:
-    chunks = tensor.chunk(len(branches))
-    kept = [chunk for chunk, branch in zip(chunks, branches, strict=True) if branch in wanted]
-    return kept[0] if len(kept) == 1 else torch.cat(kept)
-
-
-def _spread(part: Tensor, branches: tuple[Branch, ...], wanted: tuple[Branch, ...]) -> Tensor:
-    """Rows of the wanted branches put back in place, zeros for the others."""
-    chunks = iter(part.chunk(len(wanted)))
-    zeros = torch.zeros_like(part[: part.shape[0] // len(wanted)])
-    return torch.cat([next(chunks) if branch in wanted else zeros for branch in branches])
-
-
 def _call(name: str, step: Step | None, function: Callable[..., T], *args: object) -> T:
     """Run a control's own code; what it raises names the control and the step."""
     try:
@@ -419,16 +321,3 @@ def _call(name: str, step: Step | None, function: Callable[..., T], *args: objec
             found=f"{type(error).__name__}: {error}",
             fix="The pipeline is as it was before; the cause is attached to this error.",
         ) from error
-
-
-def _rms(residuals: Residuals) -> float:
-    """Root mean square over everything that is added."""
-    tensors = [*residuals.skips, *residuals.encoder, *([] if residuals.mid is None else [residuals.mid])]
-    sums = torch.stack([t.detach().float().square().sum() for t in tensors])
-    count = sum(tensor.numel() for tensor in tensors)
-    return math.sqrt(float(sums.sum()) / max(count, 1))
-
-
-def _dtype(residuals: Residuals) -> str:
-    tensor = residuals.mid if residuals.mid is not None else residuals.encoder[0]
-    return str(tensor.dtype).removeprefix("torch.")

@@ -196,9 +196,9 @@ def test_a_thousand_attaches_leave_no_trace() -> None:
             run = ck.attach(pipe, control)
             with pytest.warns(ControlKitWarning, match="never called"):
                 run.detach()
-    from controlkit import attaching
+    from controlkit.attachment import registry
 
-    assert pipe.unet not in attaching._registry
+    assert pipe.unet not in registry
 
 
 def test_detach_from_a_callback_is_refused() -> None:

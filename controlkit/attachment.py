@@ -1,0 +1,267 @@
+"""All that is in force on one U-Net: the hooks, the controls of every `Run`, and the run under way.
+
+`attaching.py` is what users call. Here is what happens at each call of the U-Net, and what makes a run that
+was disturbed an error instead of a wrong picture.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from controlkit.contracts import RunInfo, Step
+from controlkit.engine import Entry, Session
+from controlkit.errors import Busy, NonFiniteAtStep, NotApplicable, ParameterError, StateError
+from controlkit.hosts.diffusers import DiffusersHost, output_sample, unet_arguments, with_sample
+
+_ADDED = ("text_embeds", "time_ids")
+registry: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
+registry_lock = threading.RLock()
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The controls of one `attach`."""
+
+    entries: tuple[Entry, ...]
+
+
+class Attachment:
+    """All that is in force on one U-Net."""
+
+    def __init__(self, host: DiffusersHost) -> None:
+        self.host = host
+        self._layers: list[Layer] = []
+        self._owner = threading.get_ident()
+        self._runner: int | None = None
+        self._disturbed = False
+        self._session: Session | None = None
+        self._step: Step | None = None
+        self._run: RunInfo | None = None
+        self._handles: list[Any] = []
+
+    # --- what is in force -----------------------------------------------------------------------------
+
+    def add(self, layer: Layer, host: DiffusersHost) -> None:
+        if self._layers and self._owner != threading.get_ident():
+            raise Busy(
+                "attach",
+                found="controls that another thread has attached to this U-Net",
+                expected="one thread at a time",
+                fix="Give each thread a pipeline of its own, or attach after the other has left.",
+            )
+        if self.host.calls():
+            raise StateError(
+                "attach",
+                found="a pipeline in the middle of its run",
+                expected="a call before or after it",
+                fix="Attach before calling the pipeline; a window or scale curve starts a control later.",
+                code="CK-R7",
+            )
+        self._owner = threading.get_ident()
+        if not self._handles:
+            self.host = host
+            before = _Hook(self._before)
+            after = _Hook(self._after)
+            self._handles.append(host.unet.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(host.unet.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._end_session()
+        self._layers.append(layer)
+
+    def remove(self, layer: Layer) -> None:
+        with registry_lock:
+            self._end_session()
+            if layer in self._layers:
+                self._layers.remove(layer)
+            if not self._layers:
+                for handle in self._handles:
+                    handle.remove()
+                self._handles.clear()
+                self._runner = None
+                if registry.get(self.host.core) is self:
+                    del registry[self.host.core]
+
+    def refuse_wrong_pictures(self) -> None:
+        """Raise if pictures made meanwhile may be wrong: another thread got in, or the U-Net was swapped."""
+        disturbed, self._disturbed = self._disturbed, False
+        if disturbed:
+            refuse_threads("another thread that used it during this run")
+        if self.host.was_swapped():
+            raise StateError(
+                "pipeline",
+                found="another U-Net than the one the controls were attached to",
+                expected="the same until the run ends",
+                fix="Attach after changing the pipeline's U-Net.",
+                code="CK-R14",
+            )
+
+    def _entries(self) -> list[Entry]:
+        return [entry for layer in self._layers for entry in layer.entries]
+
+    def _end_session(self) -> None:
+        session, self._session, self._step = self._session, None, None
+        if session is not None:
+            session.close()
+
+    # --- one call of the U-Net -----------------------------------------------------------------------------
+
+    def _before(
+        self, _unet: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self._claim()
+        given = self.host.arguments(args, kwargs)
+        step, fresh = self._read(given)
+        if fresh or self._session is None:
+            self._end_session()
+            self._run = self._describe(step)
+            self._session = Session(self._entries(), self._run)
+        assert self._run is not None
+        if step.images != self._run.images or step.count != self._run.steps:
+            raise StateError(
+                "pipeline",
+                found=f"{step.images} pictures in {step.count} steps at step {step.index + 1}",
+                expected=f"{self._run.images} in {self._run.steps}, as at the first step",
+                fix="Keep the batch and the steps as they are within one run.",
+                code="CK-R8",
+            )
+        contribution = self._session.before(step)
+        self._step = step
+        return (), unet_arguments(given, contribution.tokens, contribution.residuals)
+
+    def _after(self, _unet: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        step, self._step = self._step, None
+        session = self._session
+        if output is None or step is None or session is None:  # the U-Net itself raised
+            return None
+        everything = output_sample(output)
+        channels = session.run.target.channels
+        prediction = everything[:, :channels] if everything.shape[1] != channels else everything
+        shifted = session.after(prediction, step)
+        if not bool(torch.isfinite(shifted).all()):
+            raise NonFiniteAtStep(
+                f"step {step.index + 1} of {step.count}",
+                found=f"NaN or infinity in the U-Net's prediction ({_short(everything.dtype)})",
+                expected="finite numbers, as what the controls added was",
+                fix="Use float32 or bfloat16 for the pipeline, or lower the scales.",
+            )
+        if shifted is prediction:
+            return None
+        rest = everything[:, channels:]
+        return with_sample(output, torch.cat([shifted, rest], dim=1) if rest.shape[1] else shifted)
+
+    def _claim(self) -> None:
+        me = threading.get_ident()
+        if self._runner is None:
+            self._runner = me
+        if self._runner != me:
+            self._disturbed = True
+            refuse_threads("another thread is using it")
+        if self._disturbed:
+            self._disturbed = False
+            refuse_threads("another thread used it in the middle of this run")
+
+    def _read(self, given: Mapping[str, Any]) -> tuple[Step, bool]:
+        sample: Tensor = given["sample"]
+        timestep: Any = given["timestep"]
+        if not isinstance(timestep, Tensor):
+            timestep = torch.as_tensor(timestep, device=sample.device)
+        target = self.host.target()
+        latents = sample[:, : target.channels] if sample.shape[1] > target.channels else sample
+        tick = self.host.tick(timestep, latents)
+        added: Mapping[str, Tensor] = given.get("added_cond_kwargs") or {}
+        prompt = given.get("encoder_hidden_states")
+        step = Step(
+            index=tick.index,
+            count=tick.count,
+            timestep=timestep,
+            latents=latents,
+            prompt=prompt,
+            tokens=prompt,
+            branches=self.host.rows(latents, self.host.calls()),
+            added={key: added[key] for key in _ADDED if key in added},
+            alpha_bar=tick.alpha_bar,
+        )
+        return step, tick.fresh
+
+    def _check_inputs(self, step: Step) -> None:
+        """Refuse what would only show as a wrong picture, before the first step."""
+        width = self.host.target().token_dim
+        prompt = step.prompt
+        if prompt is not None and (prompt.shape[-1] != width or prompt.shape[0] != step.latents.shape[0]):
+            raise ParameterError(
+                "prompt embeddings",
+                found=f"shape {tuple(prompt.shape)}",
+                expected=f"({step.latents.shape[0]}, n, {width}) for this U-Net",
+                fix="Encode the prompt with this pipeline's own text encoder.",
+                code="CK-P9",
+            )
+        scale = getattr(self.host.pipeline, "_guidance_scale", 1.0)
+        finite = not isinstance(scale, float) or math.isfinite(scale)
+        if not finite or (prompt is not None and not bool(torch.isfinite(prompt).all())):
+            raise ParameterError(
+                "prompt embeddings" if finite else "guidance_scale",
+                found="NaN or infinity",
+                expected="finite numbers",
+                code="CK-P9",
+            )
+
+    def _describe(self, step: Step) -> RunInfo:
+        self._check_inputs(step)
+        if self.host.rescales_guidance():
+            for entry in self._entries():
+                if "noise" in entry.control.slots:
+                    raise NotApplicable(
+                        entry.control.name,
+                        found="guidance_rescale above 0",
+                        expected="0",
+                        fix="Rescaling changes the size of the guided prediction, and the shift with it.",
+                    )
+        return RunInfo(
+            target=self.host.target(),
+            images=step.images,
+            height=step.latents.shape[-2],
+            width=step.latents.shape[-1],
+            steps=step.count,
+            device=step.latents.device,
+            dtype=step.latents.dtype,
+            decode=self.host.decode,
+        )
+
+
+class _Hook:
+    """A hook that runs outside compiled graphs, and that refuses to be copied with the model."""
+
+    def __init__(self, function: Any) -> None:
+        self._function: Any = torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise StateError(
+            "pipeline",
+            found="controls attached while it is being pickled or copied",
+            expected="a pipeline without",
+            fix="Leave the with block (or call run.detach()) first.",
+            code="CK-R11",
+        )
+
+
+def refuse_threads(found: str) -> NoReturn:
+    raise Busy(
+        "pipeline",
+        found=found,
+        expected="one thread at a time: a pipeline's scheduler has one state",
+        fix="Give each thread a pipeline of its own, or put a lock around attach and the call.",
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
