@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -97,14 +97,13 @@ def read_map(
     return BoundMap(rows, resize, tuple(notes))
 
 
-def _marks_hidden(image: Any) -> bool:
+def _marks_hidden(image: object) -> bool:
     """Whether floats mark pixels with exactly -1, as maps of inpainting ControlNets do."""
-    if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-        image = torch.from_numpy(image)
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    if not isinstance(image, np.ndarray | Tensor):
         return False
-    below = image[image < 0]
-    return below.numel() > 0 and bool((below == -1).all())
+    values = cast(Any, image)
+    below = values[values < 0] if "float" in str(values.dtype) else values[:0]
+    return below.shape[0] > 0 and bool((below == -1).all())
 
 
 def make_strength(

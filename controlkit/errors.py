@@ -1,32 +1,32 @@
 """Every error controlkit raises on purpose: what was found, what was needed, what to do.
 
-    ControlKitError
-    ├── CheckpointError          a weight file or folder (also a ValueError)
-    │   ├── CheckpointCorrupt    damaged: truncated, overlapping, not the format it says
-    │   ├── CheckpointUnsafe     would run code, or is built to exhaust memory
-    │   ├── NotACheckpoint       something else under a weight file's name
-    │   ├── Unsupported          a known format, kind or layout that cannot be honoured
-    │   ├── KindMismatch         a checkpoint of another kind than was asked for
-    │   ├── Incomplete           keys are missing
-    │   ├── ShapeMismatch        a tensor has another shape than its config says
-    │   ├── NonFinite            NaN or infinite weights
-    │   ├── ConfigError          config.json is malformed or cannot be built
-    │   ├── FileError            unreadable, missing, not a regular file (also an OSError)
-    │   └── SaveError            could not be written; the old file is intact (also an OSError)
-    ├── HintError                an image or map that cannot be used (also a ValueError)
-    │   ├── HintTooBig           more pixels than the limit
-    │   └── UnsupportedImage     a file format outside the allowed list
-    ├── ParameterError           an argument out of range or of the wrong kind (also a ValueError)
-    │   └── BatchMismatch        counts that do not fit together
-    ├── BaseMismatch             a control made for another base model (also a ValueError)
-    ├── DeviceMismatch           tensors on a device where they cannot be used
-    ├── NotApplicable            this kind cannot work in this pipeline, with the reason
-    ├── StateError               called at the wrong moment (also a RuntimeError)
-    │   └── Busy                 the pipeline is in use by another thread or an outer call
-    ├── ControlFailed            a control raised during a step; the cause is chained
-    ├── NonFiniteAtStep          NaN or infinity appeared while sampling (also an ArithmeticError)
-    ├── RecipeError              a recipe that cannot be read or run (also a ValueError)
-    └── MissingExtra             an optional dependency is not installed (also an ImportError)
+ControlKitError
+├── CheckpointError          a weight file or folder (also a ValueError)
+│   ├── CheckpointCorrupt    damaged: truncated, overlapping, not the format it says
+│   ├── CheckpointUnsafe     would run code, or is built to exhaust memory
+│   ├── NotACheckpoint       something else under a weight file's name
+│   ├── Unsupported          a known format, kind or layout that cannot be honoured
+│   ├── KindMismatch         a checkpoint of another kind than was asked for
+│   ├── Incomplete           keys are missing
+│   ├── ShapeMismatch        a tensor has another shape than its config says
+│   ├── NonFinite            NaN or infinite weights
+│   ├── ConfigError          config.json is malformed or cannot be built
+│   ├── FileError            unreadable, missing, not a regular file (also an OSError)
+│   └── SaveError            could not be written; the old file is intact (also an OSError)
+├── HintError                an image or map that cannot be used (also a ValueError)
+│   ├── HintTooBig           more pixels than the limit
+│   └── UnsupportedImage     a file format outside the allowed list
+├── ParameterError           an argument out of range or of the wrong kind (also a ValueError)
+│   └── BatchMismatch        counts that do not fit together
+├── BaseMismatch             a control made for another base model (also a ValueError)
+├── DeviceMismatch           tensors on a device where they cannot be used
+├── NotApplicable            this kind cannot work in this pipeline, with the reason
+├── StateError               called at the wrong moment (also a RuntimeError)
+│   └── Busy                 the pipeline is in use by another thread or an outer call
+├── ControlFailed            a control raised during a step; the cause is chained
+├── NonFiniteAtStep          NaN or infinity appeared while sampling (also an ArithmeticError)
+├── RecipeError              a recipe that cannot be read or run (also a ValueError)
+└── MissingExtra             an optional dependency is not installed (also an ImportError)
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -138,9 +140,10 @@ def spread_rows(part: Tensor, branches: tuple[Branch, ...], wanted: tuple[Branch
 def rms(residuals: Residuals) -> float:
     """Root mean square over everything that is added."""
     tensors = [*residuals.skips, *residuals.encoder, *([] if residuals.mid is None else [residuals.mid])]
-    sums = torch.stack([t.detach().float().square().sum() for t in tensors])
+    norm = cast(Callable[..., Tensor], torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
+    norms = torch.stack([norm(tensor.detach(), dtype=torch.float32) for tensor in tensors])
     count = sum(tensor.numel() for tensor in tensors)
-    return math.sqrt(float(sums.sum()) / max(count, 1))
+    return float(norm(norms)) / math.sqrt(max(count, 1))
 
 
 def dtype_name(residuals: Residuals) -> str:

@@ -167,7 +167,8 @@ def _points(scale: object) -> tuple[tuple[float, float], ...] | None:
         return None
     points: list[tuple[float, float]] = []
     for entry in cast(Sequence[object], scale):
-        if not isinstance(entry, Sequence) or isinstance(entry, str | bytes) or _length(cast(object, entry)) != 2:
+        is_pair = isinstance(entry, Sequence) and not isinstance(entry, str | bytes)
+        if not is_pair or _length(cast(object, entry)) != 2:
             raise ParameterError(
                 "scale",
                 found=f"a list with {entry!r} in it",

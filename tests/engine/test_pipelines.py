@@ -15,9 +15,8 @@ from controlkit.contracts import Branch
 from controlkit.errors import NotApplicable, ParameterError
 from controlkit.strength import Strength
 from tests import tiny
-from tests.engine.test_composition import call, phi, picture
-
 from tests.engine.probe import Probe
+from tests.engine.test_composition import call, phi, picture
 
 STEPS = 3
 
