@@ -75,8 +75,12 @@ def attach(
         if attachment is None:
             attachment = Attachment(host)
             registry[host.core] = attachment
-        attachment.add(layer, host)
-    return Run(attachment, layer)
+        try:
+            attachment.add(layer, host)
+            return Run(attachment, layer)
+        except BaseException:  # Ctrl-C too: nothing half attached
+            attachment.remove(layer)
+            raise
 
 
 def _refuse_unplaced(control: Control, host: DiffusersHost) -> None:
@@ -117,9 +121,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        was_attached = self._finalizer.detach() is not None
+        was_attached = self._finalizer.alive
         if was_attached:
             self._attachment.remove(self._layer)
+            self._finalizer.detach()  # last: an interrupted removal is then finished when the run is dropped
         if was_attached and kind is None:
             self._attachment.refuse_wrong_pictures()
             if self._layer.entries and not any(entry.record.steps for entry in self._layer.entries):

@@ -77,16 +77,16 @@ class Attachment:
 
     def remove(self, layer: Layer) -> None:
         with registry_lock:
-            self._end_session()
             if layer in self._layers:
                 self._layers.remove(layer)
             if not self._layers:
-                for handle in self._handles:
-                    handle.remove()
-                self._handles.clear()
+                while self._handles:
+                    self._handles[-1].remove()
+                    self._handles.pop()
                 self._runner = None
                 if registry.get(self.host.core) is self:
                     del registry[self.host.core]
+            self._end_session()
 
     def refuse_wrong_pictures(self) -> None:
         """Raise if pictures made meanwhile may be wrong: another thread got in, or the U-Net was swapped."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,6 +145,32 @@ def test_a_fault_in_the_unet_itself_or_in_a_callback(scheduler: Any, at: int) ->
         with pytest.raises(OSError, match="deep inside"), ck.attach(pipe, net.on(picture(1))):
             call(pipe)
         handle.remove()
+
+
+def test_ctrl_c_at_any_moment() -> None:
+    """A real signal, at moments spread over attaching, sampling and leaving."""
+    pipe = tiny.pipeline("sd1")
+    controls = [tiny.controlnet("sd1").on(picture(1)), tiny.t2i_adapter("sd1").on(picture(2))]
+    started = time.perf_counter()
+    with ck.attach(pipe, *controls):
+        call(pipe, num_inference_steps=2)
+    duration = time.perf_counter() - started
+    interrupted = 0
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with unchanged(pipe):
+            for k in range(40):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + duration * (k / 40) ** 2)
+                    with ck.attach(pipe, *controls):
+                        call(pipe, num_inference_steps=2)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted >= 20
 
 
 def test_a_failed_run_does_not_disturb_the_next_one_in_the_same_block() -> None:
