@@ -105,8 +105,8 @@ def scheduler_of(current: Any, wanted: SchedulerRecipe | None) -> Any:
     import diffusers
 
     kind: Any = getattr(diffusers, wanted.name, None)
-    mixin = diffusers.SchedulerMixin
-    if not (isinstance(kind, type) and issubclass(kind, mixin)):
+    known_kind = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known_kind:
         own = type(current).__name__
         raise ParameterError(
             "scheduler",
@@ -123,7 +123,8 @@ def scheduler_of(current: Any, wanted: SchedulerRecipe | None) -> Any:
             expected=f"an option of {wanted.name}",
             fix=f"It has {', '.join(name for name in known if name != 'self')}.",
         )
-    return kind.from_config(current.config, **wanted.options)
+    made: Any = kind
+    return made.from_config(current.config, **wanted.options)
 
 
 class Modules:

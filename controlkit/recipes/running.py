@@ -97,7 +97,7 @@ def results(
     recipe = Recipe.load(recipe)
     files = Files(recipe.base, Path(models) if models is not None else None, known or {})
     pipe = pipeline if pipeline is not None else pipeline_of(recipe.model, files)
-    if not hasattr(pipe, "scheduler") or not callable(pipe):
+    if not hasattr(pipe, "scheduler"):
         raise NotApplicable("pipeline", found=type(pipe).__name__, expected="a diffusers pipeline")
     modules = Modules(files)
     controls = [control_of(part, modules, files) for part in recipe.controls]
