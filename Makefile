@@ -23,7 +23,8 @@ install: $(STAMP)  ## create .venv and install controlkit with its development t
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@echo "installing into $(VENV); the first time takes some minutes"
+	@$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -1,0 +1,35 @@
+"""Every example runs, on tiny models in place of the embedded ones."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlkit import embedded
+from tests import tiny
+
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules: dict[str, Any] = {"controlnet-canny": tiny.controlnet, "t2i-depth": tiny.t2i_adapter}
+    monkeypatch.setattr(embedded, "pipeline", lambda *_a, **_k: tiny.pipeline())
+    monkeypatch.setattr(embedded, "names", lambda: tuple(modules))
+    monkeypatch.setattr(embedded, "load", lambda name: modules[name]())
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert list(tmp_path.glob("*.png"))
+    printed = capsys.readouterr().out
+    assert printed
+    assert "False" not in printed
+
+
+def test_every_example_is_listed() -> None:
+    listed = (EXAMPLES[0].parent / "README.md").read_text()
+    assert all(f"({path.name})" in listed for path in EXAMPLES)
