@@ -6,6 +6,7 @@ weighted by the renderer's foreground. A gradient term keeps edges crisp, a pool
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +22,20 @@ log = logging.getLogger(__name__)
 
 def new_autoencoder() -> AutoencoderKL:
     """f8, 4 latent channels, no attention."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 80),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=128,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-    )
+    config: dict[str, Any] = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 64, 80),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+        "sample_size": 128,
+        "scaling_factor": 1.0,
+        "mid_block_add_attention": False,
+    }
+    return AutoencoderKL(**config)
 
 
 def batch_of_crops(
@@ -83,7 +85,6 @@ def train_autoencoder(
     lr: float = 2e-3,
     batch: int = 16,
     whole: float = 0.25,
-    decoder_only: bool = False,
     kl_weight: float = 2e-4,
     seed: int = 0,
 ) -> AutoencoderKL:
@@ -96,7 +97,6 @@ def train_autoencoder(
         lr: Highest learning rate.
         batch: Crops per step; whole pictures come in a quarter of that.
         whole: Share of the budget, at its end, that sees whole pictures.
-        decoder_only: Keep the encoder as it is, so that cached latents stay valid.
         kl_weight: Of the mean Kullback-Leibler divergence per latent number.
         seed: Of the order of scenes.
     """
@@ -105,9 +105,6 @@ def train_autoencoder(
     model = new_autoencoder()
     if checkpoint.exists():
         model.load_state_dict(torch.load(checkpoint, weights_only=True))
-    if decoder_only:
-        model.encoder.requires_grad_(False)
-        model.quant_conv.requires_grad_(False)
     average = Average(model, 0.999)
     opts = optimizers(model, lr)
     clock, step, saved, losses = Clock(seconds, decay=0.6), 0, 0.0, []
@@ -116,12 +113,10 @@ def train_autoencoder(
         x, weight = batch_of_crops(scenes, rng, batch // 4 if full else batch, 128 if full else 64)
         set_rates(opts, lr, clock.factor(step))
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(not decoder_only):
-                posterior = model.encode(x).latent_dist
-            output = model.decode(posterior.sample()).sample
+            posterior = model.encode(x, return_dict=False)[0]
+            output = model.decode(posterior.sample(), return_dict=False)[0]
         loss = reconstruction_loss(output, x, weight)
-        total = loss if decoder_only else loss + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
-        total.backward()
+        (loss + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         for optimizer in opts:
             optimizer.step()
@@ -157,6 +152,10 @@ def normalise(model: AutoencoderKL, latents: Tensor) -> None:
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = len(mean)
     into, out = model.quant_conv, model.post_quant_conv
+    assert into is not None
+    assert into.bias is not None
+    assert out is not None
+    assert out.bias is not None
     into.weight[:channels] /= spread[:, None, None, None]
     into.bias[:channels] = (into.bias[:channels] - mean) / spread
     into.bias[channels:] -= 2.0 * spread.log()
@@ -174,5 +173,5 @@ def encode_part(model: AutoencoderKL, image: np.ndarray, batch: int = 50) -> np.
             - 1.0
         )
         with torch.autocast("cpu", torch.bfloat16):
-            latents.append(model.encode(x).latent_dist.mean.float())
+            latents.append(model.encode(x, return_dict=False)[0].mean.float())
     return torch.cat(latents).numpy().astype(np.float16)

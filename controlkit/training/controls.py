@@ -31,7 +31,7 @@ KINDS = ("controlnet-canny", "t2i-depth")
 def new_control(kind: str, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:
     """A fresh control for a U-Net; a ControlNet starts as its copy, both add next to nothing."""
     if kind == "controlnet-canny":
-        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 48, 96))
         net.set_attn_processor(AttnProcessor())
         return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return T2IAdapter(

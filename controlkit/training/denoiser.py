@@ -5,8 +5,10 @@ in ten is empty, for classifier-free guidance.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,18 +61,19 @@ def new_text_encoder() -> CLIPTextModel:
 
 def new_unet() -> UNet2DConditionModel:
     """Two levels, 16x16 and 8x8; attention at both, but not on the way out at 16x16, where it costs most."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(96, 144),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128,
-        attention_head_dim=(3, 4),  # diffusers' name for the number of heads
-        norm_num_groups=16,
-    )
+    config: dict[str, Any] = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (96, 144),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 128,
+        "attention_head_dim": (3, 4),  # diffusers' name for the number of heads
+        "norm_num_groups": 16,
+    }
+    return UNet2DConditionModel(**config)
 
 
 def prepare(model: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -191,7 +194,7 @@ def _loss(
     return F.mse_loss(output.float(), velocity)
 
 
-def _share_gradients(params: list[Tensor], loss: Tensor, spent: float) -> tuple[float, float]:
+def _share_gradients(params: Sequence[Tensor], loss: Tensor, spent: float) -> tuple[float, float]:
     """Average gradients and loss over the workers, in place; also hands round the first worker's clock."""
     workers = dist.get_world_size()
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]

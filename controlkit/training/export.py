@@ -24,13 +24,15 @@ def export_base(
     shutil.rmtree(folder, ignore_errors=True)
     write_tokenizer(folder / "tokenizer")
     with torch.no_grad():  # letters and parts of words were never trained: they say nothing
-        text.get_input_embeddings().weight[2 + len(WORDS) :] = 0.0
+        embedding = text.get_input_embeddings()
+        assert isinstance(embedding, torch.nn.Embedding)
+        embedding.weight[2 + len(WORDS) :] = 0.0
     pipeline = StableDiffusionPipeline(
         vae=autoencoder.half(),
         text_encoder=text.half(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         unet=unet.half(),
-        scheduler=new_scheduler(),
+        scheduler=new_scheduler(),  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,

@@ -129,10 +129,12 @@ def generate(
 @torch.no_grad()
 def reconstruct(pipe: StableDiffusionPipeline, images: list[Image.Image]) -> list[Image.Image]:
     """Through the autoencoder and back, by the mean of its posterior."""
-    out = []
+    out: list[Image.Image] = []
     for begin in range(0, len(images), 32):
         x = pipe.image_processor.preprocess(images[begin : begin + 32])  # pyright: ignore[reportArgumentType]
-        out += pipe.image_processor.postprocess(pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample)
+        latents = pipe.vae.encode(x, return_dict=False)[0].mean
+        rebuilt: Any = pipe.image_processor.postprocess(pipe.vae.decode(latents, return_dict=False)[0])
+        out += rebuilt
     return out
 
 

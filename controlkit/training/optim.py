@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for param in group["params"]:
@@ -78,9 +78,9 @@ class Average:
     def update(self, model: nn.Module) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        names = [k for k, v in model.named_parameters() if v.requires_grad]
-        params = dict(model.named_parameters())
-        torch._foreach_lerp_([self.values[k] for k in names], [params[k] for k in names], 1.0 - decay)
+        for name, param in model.named_parameters():
+            if name in self.values:
+                self.values[name].lerp_(param, 1.0 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
