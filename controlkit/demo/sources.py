@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 SIDE = 128
 SCENE_SEED = 12
+COINS = (18, 0, 119, 101)
+"""Two of the coins in scikit-image's photograph, as (left, top, right, bottom)."""
+
+EDGES = {"low_threshold": 80, "high_threshold": 200, "sigma": 1.5}
+"""Enough blur to lose the coins' relief and the paper's grain, and keep their outlines."""
+
 SECOND_SCENE_SEED = 31
 """Stands in for the photograph where scikit-image, which ships it, is not installed."""
 
@@ -54,7 +60,7 @@ def sources(scene_seed: int = SCENE_SEED) -> tuple[DemoSource, DemoSource]:
     """
     scene = ck.embedded.scene(scene_seed)
     photo, name, prompt = _photograph()
-    edges = ck.preprocess(photo.convert("L"), "canny", low_threshold=60, high_threshold=140)
+    edges = ck.preprocess(photo.convert("L"), "canny", **EDGES)
     return (
         DemoSource(
             f"The edges of {name}, followed by a ControlNet",
@@ -105,9 +111,9 @@ def _photograph() -> tuple[Image.Image, str, str]:
         return scene.image, "a second rendered scene", _other_colours(scene.caption)
     from skimage import data
 
-    coffee = Image.fromarray(data.coffee()).convert("RGB")
-    photo = coffee.crop((100, 0, 500, 400)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return photo, "a photograph", "a shiny blue cylinder on a sand floor"
+    coins = Image.fromarray(data.coins()).convert("RGB").crop(COINS)
+    photo = coins.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return photo, "a photograph", "a red sphere left of a shiny blue sphere on a sand floor"
 
 
 _SWAP = {
