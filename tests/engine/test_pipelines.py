@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -156,7 +156,7 @@ def _if(stage: int = 1) -> tuple[Any, dict[str, Any]]:
     unet = tiny.randomize(diffusers.UNet2DConditionModel(**simple), 0)
     noise = dict(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=True)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, prediction_type="epsilon", **noise)
-    parts = dict(
+    parts: dict[str, Any] = dict(
         tokenizer=None,
         text_encoder=None,
         unet=unet,
@@ -210,7 +210,7 @@ def test_unclip_decoder() -> None:
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
     from diffusers.schedulers import UnCLIPScheduler
 
-    decoder = tiny.randomize(
+    decoder: Any = tiny.randomize(
         diffusers.UNet2DConditionModel(
             sample_size=8,
             in_channels=3,
@@ -250,7 +250,7 @@ def test_unclip_decoder() -> None:
         num_train_timesteps=1000,
         clip_sample_range=5.0,
     )
-    projection = UnCLIPTextProjModel(clip_embeddings_dim=32, time_embed_dim=64, cross_attention_dim=16)
+    projection: Any = UnCLIPTextProjModel(clip_embeddings_dim=32, time_embed_dim=64, cross_attention_dim=16)
     pipe = UnCLIPPipeline(
         prior=diffusers.PriorTransformer(
             num_attention_heads=2,
@@ -262,9 +262,9 @@ def test_unclip_decoder() -> None:
         decoder=decoder,
         text_encoder=text,
         tokenizer=tiny.tokenizer(),
-        text_proj=tiny.randomize(projection, 0),
-        super_res_first=tiny.randomize(diffusers.UNet2DModel(**small), 1),
-        super_res_last=tiny.randomize(diffusers.UNet2DModel(**small), 2),
+        text_proj=cast(Any, tiny.randomize(projection, 0)),
+        super_res_first=cast(Any, tiny.randomize(diffusers.UNet2DModel(**small), 1)),
+        super_res_last=cast(Any, tiny.randomize(diffusers.UNet2DModel(**small), 2)),
         prior_scheduler=fixed,
         decoder_scheduler=learned,
         super_res_scheduler=UnCLIPScheduler(
@@ -274,15 +274,15 @@ def test_unclip_decoder() -> None:
     pipe.set_progress_bar_config(disable=True)
 
     def run() -> Tensor:
-        images = pipe(
+        outputs: Any = pipe(
             "a red cube",
             prior_num_inference_steps=2,
             decoder_num_inference_steps=STEPS,
             super_res_num_inference_steps=2,
             output_type="pt",
             generator=torch.Generator().manual_seed(0),
-        ).images
-        return torch.as_tensor(images)
+        )
+        return torch.as_tensor(outputs.images)
 
     plain = run()
     probe = Probe(strength=Strength(end=0.7))

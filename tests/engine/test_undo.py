@@ -322,7 +322,7 @@ def test_not_finite_numbers_name_their_step_and_control(place: str) -> None:
     error: tuple[type[Exception], str] = (NonFiniteAtStep, "step 1 of 4")
     if place == "weights":
         with torch.no_grad():
-            net.controlnet_mid_block.bias[0] = float("nan")
+            next(net.controlnet_mid_block.parameters()).flatten()[0] = float("nan")
     elif place == "map to phi":
         controls = [ck.Guidance(lambda x, _y, _t: (x / 0 * 0).flatten(1).sum(1))]
     else:

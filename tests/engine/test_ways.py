@@ -84,7 +84,7 @@ def _load_ip_adapter(pipe: Any) -> None:
     from diffusers.models.attention_processor import Attention
 
     generator = torch.Generator().manual_seed(0)
-    attention = [
+    attention: list[Any] = [
         module
         for name, module in pipe.unet.named_modules()
         if isinstance(module, Attention) and name.endswith("attn2")
