@@ -70,7 +70,7 @@ def denoiser_stage(work: Path, args: argparse.Namespace) -> None:
     from controlkit.training.denoiser import Plan, train_denoiser
 
     _, latents, tokens = _cached(work)
-    plan = Plan(seconds=args.seconds, workers=args.workers)
+    plan = Plan(args.seconds, lr=args.lr, batch=args.batch, decay=args.decay, workers=args.workers)
     train_denoiser(latents, tokens, work / "denoiser.pt", plan)
 
 
@@ -78,8 +78,15 @@ def control_stage(work: Path, args: argparse.Namespace) -> None:
     from controlkit.training.controls import train_control
     from controlkit.training.denoiser import load_denoiser
 
-    denoiser = load_denoiser(work / "denoiser.pt")
-    train_control(args.kind, denoiser, *_cached(work), work / f"{args.kind}.pt", seconds=args.seconds)
+    train_control(
+        args.kind,
+        load_denoiser(work / "denoiser.pt"),
+        *_cached(work),
+        work / f"{args.kind}.pt",
+        seconds=args.seconds,
+        lr=args.lr,
+        batch=args.batch,
+    )
 
 
 def export_stage(work: Path, args: argparse.Namespace) -> None:
@@ -138,6 +145,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="training budget")
     parser.add_argument("--scenes", type=int, default=256, help="how many to render, encode or measure")
     parser.add_argument("--kind", default="controlnet-canny", help="which control to train")
+    parser.add_argument("--lr", type=float, default=2e-3, help="denoiser and control: highest learning rate")
+    parser.add_argument("--batch", type=int, default=24, help="denoiser and control: samples per worker")
+    parser.add_argument("--decay", type=float, default=0.5, help="denoiser: share over which the rate falls")
     parser.add_argument("--workers", type=int, default=2, help="processes for render and denoiser")
     parser.add_argument("--threads", type=int, default=1, help="threads of every other stage")
     parser.add_argument("--sheets", type=Path, help="evaluate: folder for contact sheets")

@@ -103,9 +103,8 @@ def generate(
         )
         options["controlnet_conditioning_scale"] = scale
     elif control is not None:
-        host = StableDiffusionAdapterPipeline(
-            **pipe.components, adapter=control, requires_safety_checker=False
-        )
+        parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+        host = StableDiffusionAdapterPipeline(**parts, adapter=control, requires_safety_checker=False)
         options["adapter_conditioning_scale"] = scale
     host.set_progress_bar_config(disable=True)
     images = []
