@@ -80,7 +80,7 @@ def read_map(
     if detect is not None:
         from controlkit.preprocessors import preprocess
 
-        image = preprocess(image, detect, **dict(detect_options or {}))
+        image = cast(Any, preprocess(image, detect, **dict(detect_options or {})))
         notes.append(f"map detected by {detect}")
     elif detect_options:
         raise ParameterError(
