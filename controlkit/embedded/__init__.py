@@ -15,7 +15,25 @@ if TYPE_CHECKING:
 
     from controlkit.module import ControlModule
 
-__all__ = ["LABELS", "PALETTE", "Scene", "canny_map", "load", "names", "path", "pipeline", "scene"]
+__all__ = [
+    "GUIDANCE_SCALE",
+    "LABELS",
+    "PALETTE",
+    "STEPS",
+    "Scene",
+    "canny_map",
+    "load",
+    "names",
+    "path",
+    "pipeline",
+    "scene",
+]
+
+STEPS = 20
+"""Sampling steps of every published figure."""
+
+GUIDANCE_SCALE = 2.0
+"""Classifier-free guidance of every published figure; higher makes colours harsher and follows maps less."""
 
 _MODELS = Path(__file__).parent / "models"
 _NO_CONTROLS = ("base", "judge")
@@ -33,11 +51,10 @@ def path(name: str) -> Path:
     Raises:
         ValueError: If there is no model of that name.
     """
-    folder = _MODELS / name
-    if not name or folder.parent != _MODELS or not folder.is_dir():
-        known = ", ".join(("base", "judge", *names()))
-        raise ValueError(f"no embedded model is called {name!r}; there are {known}")
-    return folder
+    known = (*_NO_CONTROLS, *names())
+    if name not in known:
+        raise ValueError(f"no embedded model is called {name!r}; there are {', '.join(known)}")
+    return _MODELS / name
 
 
 def pipeline(
@@ -59,7 +76,7 @@ def pipeline(
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(
-        path("base"), torch_dtype=dtype or torch.float32, safety_checker=None, local_files_only=True
+        path("base"), dtype=dtype or torch.float32, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device) if device is not None else pipe
@@ -70,13 +87,20 @@ def load(name: str, **options: Any) -> "ControlModule":
 
     Args:
         name: One of `names()`.
-        options: As for `controlkit.load`, such as `dtype` and `device`.
+        options: As for `controlkit.load`, such as `dtype` and `device`. The dtype is float32 unless it is
+            given, as the pipeline's is: CPUs compute in the stored float16 many times slower.
 
     Raises:
-        ValueError: If there is no control of that name.
+        ParameterError: There is no control of that name.
     """
+    import torch
+
     import controlkit
 
     if name not in names():
-        raise ValueError(f"no embedded control is called {name!r}; there are {', '.join(names())}")
-    return controlkit.load(path(name), **options)
+        raise controlkit.ParameterError(
+            "name", found=repr(name), expected=" or ".join(map(repr, names())), fix="See ck.embedded.names()."
+        )
+    with warnings.catch_warnings():  # that the stored float16 is widened needs no word
+        warnings.simplefilter("ignore", controlkit.ControlKitWarning)
+        return controlkit.load(path(name), **{"dtype": torch.float32, **options})

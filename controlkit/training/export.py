@@ -37,6 +37,9 @@ def export_base(
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
+    pipeline.text_encoder.config.dtype = (
+        "float32"  # else transformers loads it in float16, the rest in float32
+    )
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 

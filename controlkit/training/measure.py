@@ -18,6 +18,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_adapter import StableDiffusionAdapterPipeline
 from PIL import Image
 
+from controlkit.embedded import GUIDANCE_SCALE, STEPS
 from controlkit.embedded.scenes import Scene
 from controlkit.embedded.world import COLOURS, KINDS
 from controlkit.evaluation.adherence import (
@@ -30,9 +31,6 @@ from controlkit.evaluation.adherence import (
 from controlkit.evaluation.judge import Judge
 
 log = logging.getLogger(__name__)
-
-STEPS = 20
-GUIDANCE_SCALE = 2.0
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def measure_models(models: Path, *, count: int = 256, sheets: Path | None = None
     scenes = [scene(seed) for seed in range(count)]
     real = [s.image for s in scenes]
     judge = load_judge(models / "judge")
-    pipe = StableDiffusionPipeline.from_pretrained(models / "base", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(models / "base", dtype=torch.float32)
     rebuilt = reconstruct(pipe, real)
     log.info("foreground PSNR of the autoencoder: %.2f dB", foreground_psnr(rebuilt, scenes))
     pictures = {

@@ -97,8 +97,8 @@ def test_captions_name_the_solids_from_left_to_right():
 
 
 def test_vocabulary_is_closed_and_captions_fit():
-    captions = [sample_world(seed).caption for seed in range(2000)]
-    captions += [sample_world(seed).mirrored().caption for seed in range(2000)]
+    captions = [sample_world(seed).caption for seed in range(500)]
+    captions += [sample_world(seed).mirrored().caption for seed in range(500)]
     rows = encode(captions)
     assert {len(row) for row in rows} == {LENGTH}
     known = len(WORDS) + 2
