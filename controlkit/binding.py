@@ -194,6 +194,8 @@ class Borrowed:
         parameter = next(self.module.parameters())
         if self.dtype != self.run.dtype:
             notes.append(f"computes in {_short(self.dtype)} beside a {_short(self.run.dtype)} U-Net")
+        if self.dtype == torch.float16 and self.run.device.type == "cpu":
+            notes.append("float16 is slow on CPUs: load it with dtype=torch.float32")
         if self._travels(parameter):
             notes.append(f"moved from {parameter.device} to {self.run.device} for each run")
         return tuple(notes)

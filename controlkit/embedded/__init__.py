@@ -101,6 +101,4 @@ def load(name: str, **options: Any) -> "ControlModule":
         raise controlkit.ParameterError(
             "name", found=repr(name), expected=" or ".join(map(repr, names())), fix="See ck.embedded.names()."
         )
-    with warnings.catch_warnings():  # that the stored float16 is widened needs no word
-        warnings.simplefilter("ignore", controlkit.ControlKitWarning)
-        return controlkit.load(path(name), **{"dtype": torch.float32, **options})
+    return controlkit.load(path(name), **{"dtype": torch.float32, **options})
