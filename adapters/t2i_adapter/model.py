@@ -24,7 +24,7 @@ from controlkit.module import ControlModule
 if TYPE_CHECKING:
     from controlkit.contracts import Control
 
-_BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (64, 160): "embedded"}
+_BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (96, 144): "embedded"}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_names_are_the_folders_that_can_be_loaded():
 def test_unknown_names_are_refused(name: str):
     with pytest.raises(ValueError, match=r"there are base, judge, controlnet-canny"):
         embedded.path(name)
-    with pytest.raises(ValueError, match="embedded.names"):
+    with pytest.raises(ValueError, match=r"embedded\.names"):
         embedded.load(name)
 
 
