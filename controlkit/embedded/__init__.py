@@ -72,13 +72,12 @@ def pipeline(
     Returns:
         A plain pipeline; its weights are shared with nothing.
     """
-    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        path("base"), dtype=dtype or torch.float32, local_files_only=True
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(path("base"), local_files_only=True)  # in float32
     pipe.set_progress_bar_config(disable=True)
+    if dtype is not None:
+        pipe.to(dtype)
     return pipe.to(device) if device is not None else pipe
 
 

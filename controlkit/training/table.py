@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -37,7 +36,7 @@ def measure_models(models: Path, *, count: int = 256, sheets: Path | None = None
     scenes = [scene(seed) for seed in range(count)]
     real = [s.image for s in scenes]
     judge = load_judge(models / "judge")
-    pipe = StableDiffusionPipeline.from_pretrained(models / "base", dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(models / "base", local_files_only=True)
     rebuilt = reconstruct(pipe, real)
     log.info("foreground PSNR of the autoencoder: %.2f dB", foreground_psnr(rebuilt, scenes))
     pictures = {
