@@ -115,7 +115,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, _USAGE_ERROR):
         context: Any = getattr(error, "ctx", None)
         command = context.command_path if context else "controlkit"
-        complain(f"{_message(error)} See {command} --help.")
+        if text := _message(error).strip(". "):  # without arguments, the help is all there is to say
+            complain(f"{text}. See {command} --help.")
         return 2
     if isinstance(error, _CLI_ERROR):
         complain(_message(error))
