@@ -62,7 +62,7 @@ def pipeline(
 ) -> "StableDiffusionPipeline":
     """The embedded base model: 128x128 pictures of solids on a floor, from captions such as those of `scene`.
 
-    Twenty steps take about a second on two CPU cores. Captions outside the world's vocabulary
+    Twenty steps take about a second on a CPU. Captions outside the world's vocabulary
     (`controlkit.embedded.vocabulary.WORDS`) are read letter by letter and mean nothing to the model.
 
     Args:

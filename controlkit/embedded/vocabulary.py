@@ -9,6 +9,7 @@ import itertools
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 from controlkit.embedded.world import COLOURS, FLOORS, KINDS
 
@@ -74,8 +75,9 @@ def write_tokenizer(folder: Path) -> None:
 
     tokens, merges = vocabulary()
     folder.mkdir(parents=True, exist_ok=True)
+    pairs: Any = merges  # declared as strings, taken as pairs
     tokenizer = CLIPTokenizer(
-        vocab=tokens, merges=merges, unk_token=_SPECIAL[1], pad_token=_SPECIAL[1], model_max_length=LENGTH
+        vocab=tokens, merges=pairs, unk_token=_SPECIAL[1], pad_token=_SPECIAL[1], model_max_length=LENGTH
     )
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(tokens, indent=0) + "\n")

@@ -113,7 +113,7 @@ def train_autoencoder(
         x, weight = batch_of_crops(scenes, rng, batch // 4 if full else batch, 128 if full else 64)
         set_rates(opts, lr, clock.factor(step))
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(x, return_dict=False)[0]
+            posterior: Any = model.encode(x, return_dict=False)[0]
             output = model.decode(posterior.sample(), return_dict=False)[0]
         loss = reconstruction_loss(output, x, weight)
         (loss + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()).backward()

@@ -1,5 +1,6 @@
 """Which rows does the table of docs/embedded.md have, and how is each made?"""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def measure_models(models: Path, *, count: int = 256, sheets: Path | None = None
         pictures["t2i-depth"] = generate(pipe, scenes, control=depth, maps=maps["t2i-depth"])
     if sheets is not None:
         for name, made in pictures.items():
-            contact_sheet(_rows(scenes, maps.get(name), made), sheets / f"{name.replace(' ', '-')}.png")
+            file = sheets / (re.sub(r"\W+", "-", name) + ".png")
+            contact_sheet(_rows(scenes, maps.get(name), made), file)
     return {name: score(made, scenes, judge) for name, made in pictures.items()} | _one_object(pipe, judge)
 
 
