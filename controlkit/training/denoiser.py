@@ -125,6 +125,7 @@ def train_denoiser(latents: Tensor, tokens: Tensor, checkpoint: Path, plan: Plan
         checkpoint: State of the run, written every two minutes; holds the averaged weights too.
         plan: Budget, rate and workers.
     """
+    Path(f"{checkpoint}.meet").unlink(missing_ok=True)  # of an interrupted run
     latents.share_memory_()
     tokens.share_memory_()
     torch.multiprocessing.spawn(_work, (latents, tokens, checkpoint, plan), nprocs=plan.workers)  # pyright: ignore[reportPrivateImportUsage]
