@@ -232,6 +232,7 @@ class Attachment:
             device=step.latents.device,
             dtype=step.latents.dtype,
             decode=self.host.decode,
+            weights=self.host.weights,
         )
 
 

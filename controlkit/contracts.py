@@ -123,6 +123,8 @@ class RunInfo:
         device: Where the U-Net computes.
         dtype: In what it computes.
         decode: Clean latents (images, channels, h, w) to pixels in [-1, 1], where the host has a decoder.
+        weights: The U-Net's own weights by diffusers' names, as they are; for controls that are stored as a
+            difference to them. Not to be changed. None where the host cannot give them.
     """
 
     target: Target
@@ -133,6 +135,7 @@ class RunInfo:
     device: torch.device
     dtype: torch.dtype
     decode: Callable[[Tensor], Tensor] | None = None
+    weights: Callable[[], Mapping[str, Tensor]] | None = None
 
     @property
     def pixels(self) -> tuple[int, int]:

@@ -6,20 +6,21 @@ them, so it is known for published families and asked for elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from controlkit.adapters.controlnet.config import ATTENDING, PLAIN, ControlNetConfig
+from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of
 from controlkit.errors import ConfigError, Incomplete, ParameterError, ShapeMismatch
 
 if TYPE_CHECKING:
     from controlkit.adapters.controlnet.model import ControlNet
-    from controlkit.checkpoints.formats import Plan, Shapes
+    from controlkit.checkpoints.formats import Plan
 
 _PUBLISHED: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {
     ((320, 640, 1280, 1280), 768): {"attention_head_dim": 8},
@@ -59,14 +60,7 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
     built = ControlNetConfig.from_dict(entries, f"{what}: config")
     layers = built.layers_per_block * len(built.block_out_channels)
     blocks = layers + sum(depth * built.layers_per_block for depth in built.depths)
-    if blocks > max(200, len(shapes)):
-        raise ConfigError(
-            f"{what}: config",
-            found=f"{blocks} blocks by the config",
-            expected=f"no more than the {len(shapes)} tensors there are",
-            fix="Use the config.json that came with the weights.",
-            code="CK-L31",
-        )
+    refuse_giant(blocks, shapes, what)
     return Plan(lambda: ControlNet(built), {name: name for name in shapes})
 
 
@@ -98,33 +92,23 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
         Incomplete: A tensor that is needed for it is missing.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in shapes:
-            raise Incomplete(
-                what,
-                found=f"no {name}",
-                expected="it, to tell the size of the network",
-                fix="Download it again, or give its config.",
-                code="CK-L22",
-            )
-        return shapes[name]
-
-    def count(pattern: str) -> int:
-        return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
-
-    levels = range(count(r"down_blocks\.(\d+)\."))
+    shape = partial(shape_of, shapes, what=what)
+    levels = range(count(shapes, r"down_blocks\.(\d+)\."))
     widths = tuple(shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in levels)
     attends = [
         any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels
     ]
     mid_attends = any(name.startswith("mid_block.attentions.") for name in shapes)
-    depths = [count(rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.") for level in levels]
+    depths = [
+        count(shapes, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.")
+        for level in levels
+    ]
     if mid_attends:
-        depths[-1] = count(r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
+        depths[-1] = count(shapes, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
     entries: dict[str, Any] = {
         "in_channels": shape("conv_in.weight")[1],
         "block_out_channels": widths,
-        "layers_per_block": count(r"down_blocks\.0\.resnets\.(\d+)\."),
+        "layers_per_block": count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
         "down_block_types": tuple(ATTENDING if attend else PLAIN for attend in attends),
         "mid_block_type": "UNetMidBlock2DCrossAttn" if mid_attends else "UNetMidBlock2D",
         "transformer_layers_per_block": tuple(max(1, depth) for depth in depths),
@@ -136,7 +120,7 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
         entries["use_linear_projection"] = len(shape(projections[0])) == 2
     if "controlnet_cond_embedding.conv_in.weight" in shapes:
         first = shape("controlnet_cond_embedding.conv_in.weight")
-        pairs = range(1, count(r"controlnet_cond_embedding\.blocks\.(\d+)\."), 2)
+        pairs = range(1, count(shapes, r"controlnet_cond_embedding\.blocks\.(\d+)\."), 2)
         rest = (shape(f"controlnet_cond_embedding.blocks.{index}.weight")[0] for index in pairs)
         entries["conditioning_channels"] = first[1]
         entries["conditioning_embedding_out_channels"] = (first[0], *rest)

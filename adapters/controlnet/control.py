@@ -5,9 +5,7 @@ The network is in `model.py`; scale, window, mode and region belong to the engin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from torch import Tensor
 
@@ -16,42 +14,13 @@ from controlkit.binding import (
     Borrowed,
     BoundMap,
     PerBranches,
-    make_strength,
     name_of,
-    read_map,
     refuse_meta,
     spread,
 )
 from controlkit.contracts import Active, Residuals, RunInfo, Slot, Step, Target
 from controlkit.errors import BaseMismatch
-from controlkit.strength import Mode, Scale, Strength
-
-
-def bind(
-    module: ControlNet,
-    image: Any,
-    *,
-    detect: str | None,
-    detect_options: Mapping[str, Any] | None,
-    scale: Scale,
-    start: float,
-    end: float,
-    mode: Mode,
-    block_scales: Sequence[float] | None,
-    mask: Any,
-    resize: Literal["stretch", "crop", "pad"],
-    channel_order: Literal["rgb", "bgr"] | None,
-) -> ControlNetControl:
-    """Make the control of `ControlNet.on`."""
-    bound = read_map(
-        image,
-        channels=module.config.conditioning_channels,
-        detect=detect,
-        detect_options=detect_options,
-        resize=resize,
-        channel_order=channel_order,
-    )
-    return ControlNetControl(module, bound, make_strength(scale, start, end, mode, block_scales, mask))
+from controlkit.strength import Strength
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,9 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,12 @@ from controlkit.adapters.blocks.encoder import Downsample
 from controlkit.adapters.controlnet.config import ATTENDING, ControlNetConfig
 from controlkit.contracts import Residuals
 from controlkit.errors import BatchMismatch, HintError, ParameterError
-from controlkit.module import ControlModule
+from controlkit.module import MapModule
 
 if TYPE_CHECKING:
+    from controlkit.binding import BoundMap
     from controlkit.contracts import Control
+    from controlkit.strength import Strength
 
 
 class HintEncoder(nn.Module):
@@ -61,7 +62,7 @@ class HintEncoder(nn.Module):
         return self.conv_out(features)
 
 
-class ControlNet(ControlModule):
+class ControlNet(MapModule):
     """A copy of the U-Net's encoder that reads a control map and answers with residuals.
 
     Made for the base model named by `base`. One forward costs a little more than half of one of the
@@ -225,61 +226,17 @@ class ControlNet(ControlModule):
             time = time + self.add_embedding(parts.to(time.dtype))
         return F.silu(time)
 
-    def on(
-        self,
-        image: Any,
-        /,
-        *,
-        detect: str | None = None,
-        detect_options: Mapping[str, Any] | None = None,
-        scale: float | Callable[[float], float] | Sequence[tuple[float, float]] = 1.0,
-        start: float = 0.0,
-        end: float = 1.0,
-        mode: Literal["balanced", "prompt", "control"] = "balanced",
-        block_scales: Sequence[float] | None = None,
-        mask: Any = None,
-        resize: Literal["stretch", "crop", "pad"] = "stretch",
-        channel_order: Literal["rgb", "bgr"] | None = None,
-    ) -> Control:
-        """Bind to a control map, a strength and a schedule: what `controlkit.attach` takes.
+    @property
+    def map_channels(self) -> int:
+        return self.config.conditioning_channels
 
-        Args:
-            image: PIL, numpy (H, W, 3) uint8 or float in [0, 1], torch (batch, 3, H, W) in [0, 1], or a
-                list with one entry per prompt.
-            detect: A detector's name, to make the map from a photo; None: the image is the map.
-            detect_options: For the detector.
-            scale: A number, a function of the fraction done in [0, 1], or points ``(fraction, scale)``.
-            start: Fraction of the run at which it begins to act.
-            end: Fraction at which it ends.
-            mode: ``balanced``; ``prompt`` (weaker away from the middle block); ``control`` (acts on the
-                conditional half alone).
-            block_scales: One factor per residual, in the U-Net's order, the middle last.
-            mask: A region in [0, 1], 1 where the control acts.
-            resize: How a map of another shape is fitted.
-            channel_order: ``bgr`` where the weights were trained on that order and do not say so.
-        """
-        from controlkit.adapters.controlnet.control import bind
+    def bind(self, bound: BoundMap, strength: Strength) -> Control:
+        from controlkit.adapters.controlnet.control import ControlNetControl
 
-        return bind(
-            self,
-            image,
-            detect=detect,
-            detect_options=detect_options,
-            scale=scale,
-            start=start,
-            end=end,
-            mode=mode,
-            block_scales=block_scales,
-            mask=mask,
-            resize=resize,
-            channel_order=channel_order,
-        )
+        return ControlNetControl(self, bound, strength)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``; diffusers reads them too."""
-        from controlkit.checkpoints.save import save_module
-
-        return save_module(self, self.config.to_dict(), folder)
+    def config_entries(self) -> dict[str, Any]:
+        return self.config.to_dict()
 
     @classmethod
     def from_unet(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from controlkit.adapters.t2i_adapter.model import T2IAdapter, T2IAdapterConfig
-from controlkit.errors import ConfigError, Incomplete
+from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of
 
 if TYPE_CHECKING:
-    from controlkit.checkpoints.formats import Plan, Shapes
+    from controlkit.checkpoints.formats import Plan
 
 
 def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> Plan:
@@ -34,14 +34,7 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
     entries = dict(config) if complete else {**infer(shapes, what), **config}
     built = T2IAdapterConfig.from_dict(entries, f"{what}: config")
     blocks = built.num_res_blocks * len(built.channels)
-    if blocks > max(200, len(shapes)):
-        raise ConfigError(
-            f"{what}: config",
-            found=f"{blocks} blocks by the config",
-            expected=f"no more than the {len(shapes)} tensors there are",
-            fix="Use the config.json that came with the weights.",
-            code="CK-L31",
-        )
+    refuse_giant(blocks, shapes, what)
     return Plan(lambda: T2IAdapter(built), {name: name for name in shapes})
 
 
@@ -69,21 +62,8 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
         Incomplete: A tensor that is needed for it is missing.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in shapes:
-            raise Incomplete(
-                what,
-                found=f"no {name}",
-                expected="it, to tell the size of the network",
-                fix="Download it again, or give its config.",
-                code="CK-L22",
-            )
-        return shapes[name]
-
-    def count(pattern: str) -> int:
-        return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
-
-    levels = range(count(r"adapter\.body\.(\d+)\."))
+    shape = partial(shape_of, shapes, what=what)
+    levels = range(count(shapes, r"adapter\.body\.(\d+)\."))
     light = "adapter.conv_in.weight" not in shapes
     folded = shape("adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight")[1]
     last = "out_conv" if light else "resnets.0.block1"
@@ -93,7 +73,7 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
     return {
         "in_channels": max(1, folded // factor**2),
         "channels": channels[:-1] if light else channels,
-        "num_res_blocks": count(r"adapter\.body\.0\.resnets\.(\d+)\."),
+        "num_res_blocks": count(shapes, r"adapter\.body\.0\.resnets\.(\d+)\."),
         "downscale_factor": factor,
         "adapter_type": "light_adapter" if light else "full_adapter_xl" if factor == 16 else "full_adapter",
     }

@@ -9,9 +9,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -19,10 +18,12 @@ from torch.nn import functional as F
 
 from controlkit.checkpoints.config import Keys, as_dict, parse, validate
 from controlkit.errors import ConfigError, HintError
-from controlkit.module import ControlModule
+from controlkit.module import MapModule
 
 if TYPE_CHECKING:
+    from controlkit.binding import BoundMap
     from controlkit.contracts import Control
+    from controlkit.strength import Strength
 
 _BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (96, 144): "embedded"}
 
@@ -135,7 +136,7 @@ class _Body(nn.Module):
         return tuple(features)
 
 
-class T2IAdapter(ControlModule):
+class T2IAdapter(MapModule):
     """A network that reads a control map once per run; its features are added at every step.
 
     Args:
@@ -190,58 +191,14 @@ class T2IAdapter(ControlModule):
             )
         return self.adapter(F.pixel_unshuffle(control_map, factor))
 
-    def on(
-        self,
-        image: Any,
-        /,
-        *,
-        detect: str | None = None,
-        detect_options: Mapping[str, Any] | None = None,
-        scale: float | Callable[[float], float] | Sequence[tuple[float, float]] = 1.0,
-        start: float = 0.0,
-        end: float = 1.0,
-        mode: Literal["balanced", "prompt", "control"] = "balanced",
-        block_scales: Sequence[float] | None = None,
-        mask: Any = None,
-        resize: Literal["stretch", "crop", "pad"] = "stretch",
-        channel_order: Literal["rgb", "bgr"] | None = None,
-    ) -> Control:
-        """Bind to a control map, a strength and a schedule: what `controlkit.attach` takes.
+    @property
+    def map_channels(self) -> int:
+        return self.config.in_channels
 
-        Args:
-            image: PIL, numpy (H, W, 3) uint8 or float in [0, 1], torch (batch, c, H, W) in [0, 1], or a
-                list with one entry per prompt.
-            detect: A detector's name, to make the map from a photo; None: the image is the map.
-            detect_options: For the detector.
-            scale: A number, a function of the fraction done in [0, 1], or points ``(fraction, scale)``.
-            start: Fraction of the run at which it begins to act.
-            end: Fraction at which it ends.
-            mode: ``balanced``; ``prompt`` (weaker at the outer levels); ``control`` (acts on the
-                conditional half alone).
-            block_scales: One factor per level of the encoder.
-            mask: A region in [0, 1], 1 where the control acts.
-            resize: How a map of another shape is fitted.
-            channel_order: ``bgr`` where the weights were trained on that order and do not say so.
-        """
-        from controlkit.adapters.t2i_adapter.control import bind
+    def bind(self, bound: BoundMap, strength: Strength) -> Control:
+        from controlkit.adapters.t2i_adapter.control import T2IAdapterControl
 
-        return bind(
-            self,
-            image,
-            detect=detect,
-            detect_options=detect_options,
-            scale=scale,
-            start=start,
-            end=end,
-            mode=mode,
-            block_scales=block_scales,
-            mask=mask,
-            resize=resize,
-            channel_order=channel_order,
-        )
+        return T2IAdapterControl(self, bound, strength)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``; diffusers reads them too."""
-        from controlkit.checkpoints.save import save_module
-
-        return save_module(self, self.config.to_dict(), folder)
+    def config_entries(self) -> dict[str, Any]:
+        return self.config.to_dict()

@@ -1,23 +1,20 @@
-"""The layouts that are recognised, told by names and shapes of tensors, never by a file's name.
+"""From the names and shapes of a checkpoint's tensors to what it is, and the contract of those who read it.
 
-One entry each, the specific ones first. An entry without a ``reader`` is recognised so that its file can be
-refused by its right name. To add a layout: one entry here, and in the adapter's `checkpoint.py` a `plan`
-for it.
+The table of what is known is in `layouts.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
+from controlkit.checkpoints.layouts import LAYOUTS, Layout
+from controlkit.checkpoints.shapes import Shapes
 from controlkit.errors import KindMismatch, NotACheckpoint, ParameterError, Unsupported
 
 if TYPE_CHECKING:
     from controlkit.module import ControlModule
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,13 @@ class Plan:
         build: Makes the module; called on the meta device.
         names: For parameters of the module, the tensor each is read from. One that is not here is
             missing from the checkpoint; one that the module does not have is not used.
+        beside: Beginnings of names that belong to something else in the same file, and what that is, such
+            as ``{"model.diffusion_model.": "the base model's U-Net"}``. Left out without a remark each.
     """
 
     build: Callable[[], ControlModule]
     names: Mapping[str, str]
+    beside: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Reader(Protocol):
@@ -51,198 +51,6 @@ class Reader(Protocol):
         """What a user should know about weights that are valid, such as that they do nothing."""
         ...
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One way in which one kind of weights is stored.
-
-    Args:
-        kind: ``controlnet``, ``t2i-adapter``, …
-        layout: ``diffusers``, ``ldm``, ``t2i-original``, …
-        title: What it is, for people.
-        signs: Name parts, each of which some tensor's name must contain; ``^`` stands for its beginning.
-        absent: Name parts that no tensor's name may contain.
-        fits: A look at the shapes, where names do not suffice.
-        reader: Module with `plan`, `describe` and `remarks`; None where it is only recognised.
-        advice: What to do with it instead.
-    """
-
-    kind: str
-    layout: str
-    title: str
-    signs: tuple[str, ...]
-    absent: tuple[str, ...] = ()
-    fits: Callable[[Shapes], bool] = field(default=lambda shapes: True)
-    reader: str | None = None
-    advice: str = "It is not a control for a U-Net."
-
-    def matches(self, joined: str, shapes: Shapes) -> bool:
-        """Whether this is the layout; ``joined``: all names, each between line breaks."""
-
-        def has(sign: str) -> bool:
-            return sign.replace("^", "\n") in joined
-
-        return all(map(has, self.signs)) and not any(map(has, self.absent)) and self.fits(shapes)
-
-    def load_reader(self) -> Reader:
-        """Import the adapter that reads it.
-
-        Raises:
-            Unsupported: There is none yet.
-        """
-        if self.reader is None:
-            raise Unsupported(self.title, found=f"layout {self.layout!r}", fix=self.advice)
-        return cast(Reader, import_module(self.reader))
-
-
-_CONTROLNET = "controlkit.adapters.controlnet.checkpoint"
-_T2I = "controlkit.adapters.t2i_adapter.checkpoint"
-_CONVERT = (
-    "It is a control, but this layout is not read yet; use a copy in diffusers layout where there is one."
-)
-
-
-def _four_dimensional(name: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: len(shapes.get(name, (0,) * 4)) == 4
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("lora", "kohya", "a LoRA", ("^lora_unet_",), advice="Load it with pipe.load_lora_weights()."),
-    Layout("lora", "kohya", "a LoRA", ("^lora_te",), advice="Load it with pipe.load_lora_weights()."),
-    Layout("control-lora", "control-lora", "a Control-LoRA", ("lora_controlnet",), advice=_CONVERT),
-    Layout("lora", "diffusers", "a LoRA", (".lora_A.",), advice="Load it with pipe.load_lora_weights()."),
-    Layout("lora", "diffusers", "a LoRA", ("lora.down.",), advice="Load it with pipe.load_lora_weights()."),
-    Layout("lora", "other", "a LoRA", ("lora_down.",), advice="Load it with pipe.load_lora_weights()."),
-    Layout(
-        "controlnet-union",
-        "diffusers",
-        "a ControlNet for many conditions at once (union)",
-        ("^controlnet_cond_embedding.", "^task_embedding"),
-        advice="Use a ControlNet for one condition.",
-    ),
-    Layout(
-        "controlnet-xs",
-        "diffusers",
-        "a ControlNet-XS",
-        ("^controlnet_cond_embedding.", "ctrl_"),
-        advice="Use a ControlNet or a T2I-Adapter.",
-    ),
-    Layout(
-        "controlnet",
-        "diffusers",
-        "a ControlNet in diffusers layout",
-        ("^controlnet_cond_embedding.", "^conv_in."),
-        absent=("^up_blocks.",),
-        fits=_four_dimensional("conv_in.weight"),
-        reader=_CONTROLNET,
-    ),
-    Layout(
-        "controlnet",
-        "diffusers",
-        "a ControlNet in diffusers layout",
-        ("^controlnet_down_blocks.",),
-        absent=("^up_blocks.",),
-        reader=_CONTROLNET,
-    ),
-    Layout(
-        "t2i-adapter",
-        "diffusers",
-        "a T2I-Adapter in diffusers layout",
-        ("^adapter.body.0.",),
-        fits=_four_dimensional("adapter.body.0.resnets.0.block1.weight"),
-        reader=_T2I,
-    ),
-    Layout(
-        "controlnet-dit",
-        "diffusers",
-        "a ControlNet for a transformer (SD 3, FLUX, …)",
-        ("^controlnet_blocks.",),
-        advice="Use a ControlNet that was made for a U-Net.",
-    ),
-    Layout("uni-controlnet", "uni-original", "Uni-ControlNet", ("^local_adapter.",), advice=_CONVERT),
-    Layout("uni-controlnet", "uni-original", "Uni-ControlNet", ("^global_adapter.",), advice=_CONVERT),
-    Layout("controlnet", "ldm", "a ControlNet in its original layout", ("^control_model.",), advice=_CONVERT),
-    Layout("controlnet", "ldm", "a ControlNet in its original layout", ("^input_hint_block.",),
-           advice=_CONVERT),
-    Layout(
-        "t2i-adapter",
-        "t2i-original",
-        "a T2I-Adapter in its original layout",
-        ("^body.0.", "block1.weight"),
-        advice=_CONVERT,
-    ),
-    Layout("style-adapter", "t2i-original", "a T2I style adapter", ("^style_embedding",), advice=_CONVERT),
-    Layout("coadapter-fuser", "t2i-original", "a CoAdapter fuser", ("^spatial_feat_mapping.",),
-           advice=_CONVERT),
-    Layout(
-        "ip-adapter",
-        "original",
-        "an IP-Adapter",
-        ("^image_proj.", "^ip_adapter."),
-        advice="Load it with pipe.load_ip_adapter().",
-    ),
-    Layout(
-        "checkpoint",
-        "ldm",
-        "a whole Stable Diffusion checkpoint",
-        ("^model.diffusion_model.", "^first_stage_model."),
-        advice="It is a base model; load it with diffusers' from_single_file().",
-    ),
-    Layout(
-        "unet",
-        "ldm",
-        "a U-Net in its original layout",
-        ("^model.diffusion_model.",),
-        advice="It is a base model; build it with controlkit.unet().",
-    ),
-    Layout(
-        "unet",
-        "diffusers",
-        "a U-Net in diffusers layout",
-        ("^down_blocks.", "^up_blocks.", "^time_embedding."),
-        advice="It is a base model; load it with diffusers' UNet2DConditionModel.",
-    ),
-    Layout(
-        "transformer",
-        "diffusers",
-        "a diffusion transformer",
-        ("^transformer_blocks.",),
-        advice="It is a base model.",
-    ),
-    Layout(
-        "vae",
-        "diffusers",
-        "a VAE",
-        ("^encoder.down_blocks.", "^decoder.up_blocks."),
-        advice="Load it with diffusers' AutoencoderKL.",
-    ),
-    Layout(
-        "vae",
-        "ldm",
-        "a VAE",
-        ("^encoder.down.", "^decoder.up."),
-        advice="Load it with diffusers' AutoencoderKL.from_single_file().",
-    ),
-    Layout("text-encoder", "transformers", "a text encoder", ("text_model.encoder.layers.",)),
-    Layout("classifier", "guided-diffusion", "a noisy classifier", ("^input_blocks.", "^out."),
-           absent=("^output_blocks.",), advice=_CONVERT),
-    Layout("unet", "guided-diffusion", "a U-Net of guided-diffusion", ("^input_blocks.", "^output_blocks."),
-           advice="It is a base model; build it with controlkit.unet()."),
-    Layout(
-        "embedding",
-        "textual-inversion",
-        "a textual inversion embedding",
-        ("string_to_param",),
-        advice="Load it with pipe.load_textual_inversion().",
-    ),
-    Layout(
-        "embedding",
-        "textual-inversion",
-        "a textual inversion embedding",
-        ("^emb_params",),
-        advice="Load it with pipe.load_textual_inversion().",
-    ),
-)  # fmt: skip
 
 _CLASSES = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i-adapter"}
 _WRAPS = ("module.", "_orig_mod.", "controlnet.", "state_dict.", "model.")
@@ -292,7 +100,7 @@ def expect(layout: Layout, kind: str | None, what: str, shapes: Shapes) -> None:
         )
     if layout.reader is not None and kind in (None, layout.kind):
         return
-    is_control = layout.kind in known or layout.advice == _CONVERT
+    is_control = layout.kind in known or layout.is_control
     raise (Unsupported if is_control and kind in (None, layout.kind) else KindMismatch)(
         what,
         found=f"{layout.title}{_for_base(shapes)}, {len(shapes)} tensors",

@@ -117,8 +117,12 @@ def _assemble(
     targets = module.state_dict()
     names = {target: prefix + plan.names[target] for target in targets if target in plan.names}
     _check_names(names, targets, weights.shapes, what)
-    if extra := sorted(weights.shapes.keys() - names.values()):
-        notes.append(f"{len(extra)} tensors were not used, such as {', '.join(extra[:3])!r:.200}")
+    extra = weights.shapes.keys() - names.values()
+    for start in plan.beside:
+        extra = {name for name in extra if not name.startswith(prefix + start)}
+    if extra:
+        first = ", ".join(sorted(extra)[:3])
+        notes.append(f"{len(extra)} tensors were not used, such as {first!r:.200}")
     stored = next((item for item in _FLOATS if str(item) == main_dtype(opened)), None)
     to = dtype or stored or torch.float32
     for name in names.values():

@@ -6,30 +6,34 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from controlkit.checkpoints.card import CARD, card_of, is_ours
 from controlkit.checkpoints.safetensors import DTYPES, bytes_of
 from controlkit.errors import SaveError
+
+if TYPE_CHECKING:
+    from controlkit.module import ControlModule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def save_module(module: nn.Module, config: dict[str, Any], folder: str | Path) -> Path:
-    """Write ``config.json`` and the weights in diffusers layout.
+def save_module(module: ControlModule, folder: str | Path) -> Path:
+    """Write ``config.json``, the weights and a model card in diffusers layout.
 
-    Both files are written beside their final names, brought to the disk, and only then renamed.
+    All files are written beside their final names, brought to the disk, and only then renamed. A model
+    card that somebody else wrote is left as it is.
 
     Args:
         module: Its state dict is written, in the dtypes it has.
-        config: Entries of config.json.
         folder: Made where it does not exist.
 
     Returns:
@@ -40,22 +44,59 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: str | Path) -
             are intact.
     """
     folder = Path(folder)
-    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    needed = sum(tensor.nbytes for tensor in state.values())
+    state = _state_of(module.state_dict(), folder / WEIGHTS)
+    text = json.dumps(module.config_entries(), indent=2, sort_keys=True) + "\n"
+    files = [(folder / WEIGHTS, _serialise(state)), (folder / CONFIG, iter([text.encode()]))]
+    if is_ours(folder / CARD):
+        files.append((folder / CARD, iter([card_of(module).encode()])))
+    _write(files, sum(tensor.nbytes for tensor in state.values()))
+    return folder
+
+
+def save_original(module: ControlModule, file: str | Path) -> Path:
+    """Write one safetensors file with the names of the implementation that the weights come from.
+
+    Args:
+        module: What `ControlModule.original_state` gives is written.
+        file: Its name ends in ``.safetensors``; its folder is made where it does not exist.
+
+    Returns:
+        The file.
+
+    Raises:
+        SaveError: As `save_module`, or another ending.
+        Unsupported: The layout cannot hold this module.
+    """
+    file = Path(file)
+    if file.suffix.lower() != ".safetensors":
+        raise SaveError(
+            str(file), found=f"the ending {file.suffix!r}", expected=".safetensors", fix="Give such a name."
+        )
+    state = _state_of(module.original_state(), file)
+    _write([(file, _serialise(state))], sum(tensor.nbytes for tensor in state.values()))
+    return file
+
+
+def _state_of(state: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
     if empty := [name for name, tensor in state.items() if tensor.is_meta]:
         raise SaveError(
-            str(folder / WEIGHTS),
+            str(place),
             found=f"{empty[0]!r} without data (meta)",
             expected="weights",
             fix="Load them first.",
         )
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _write(files: list[tuple[Path, Iterator[bytes | memoryview]]], needed: int) -> None:
+    """Write all files or none; ``needed`` is their size in bytes, for the error."""
+    folder = files[0][0].parent
     written: list[tuple[Path, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, parts in ((WEIGHTS, _serialise(state)), (CONFIG, iter([text.encode()]))):
-            temporary = folder / f".{name}.{uuid4().hex}.tmp"
-            written.append((temporary, folder / name))
+        for final, parts in files:
+            temporary = folder / f".{final.name}.{uuid4().hex}.tmp"
+            written.append((temporary, final))
             with open(temporary, "wb") as file:
                 for part in parts:
                     file.write(part)
@@ -76,7 +117,6 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: str | Path) -
         for temporary, _ in written:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    return folder
 
 
 def _serialise(state: dict[str, Tensor]) -> Iterator[bytes | memoryview]:

@@ -92,6 +92,10 @@ class DiffusersHost:
         """A floating-point parameter, for dtype."""
         return next(p for p in self.core.parameters() if p.is_floating_point())
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """The U-Net's weights by name, not copied."""
+        return {name: tensor.detach() for name, tensor in self.core.state_dict(keep_vars=True).items()}
+
     # --- one call -----------------------------------------------------------------------------------
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

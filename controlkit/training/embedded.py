@@ -2,6 +2,7 @@
 
 The stages, in order: render, autoencoder, judge, encode, denoiser, control (once per kind), export,
 evaluate. Every stage reads and writes one work folder; interrupted training goes on where it stopped.
+`begin` takes the place of autoencoder and judge where exported models are trained further.
 `evaluate` needs none of the others: it measures the models that ship.
 """
 
@@ -47,14 +48,37 @@ def judge_stage(work: Path, args: argparse.Namespace) -> None:
 def encode_stage(work: Path, args: argparse.Namespace) -> None:
     from controlkit.training.autoencoder import encode_part, new_autoencoder, normalise
 
-    model, scenes = new_autoencoder(), load_scenes(work / "scenes")
-    model.load_state_dict(torch.load(work / "autoencoder.pt", weights_only=True))
-    normalise(model, torch.from_numpy(encode_part(model, scenes.image[0][:1000])).float())
-    torch.save(model.state_dict(), work / "autoencoder-normalised.pt")
+    if not (work / "autoencoder-normalised.pt").exists():
+        model, scenes = new_autoencoder(), load_scenes(work / "scenes")
+        model.load_state_dict(torch.load(work / "autoencoder.pt", weights_only=True))
+        normalise(model, torch.from_numpy(encode_part(model, scenes.image[0][:1000])).float())
+        torch.save(model.state_dict(), work / "autoencoder-normalised.pt")
     (work / "latents").mkdir(exist_ok=True)
-    for part in range(-(-args.scenes // PART)):
-        np.save(work / "latents" / f"{part:03d}.npy", encode_part(model, scenes.image[part]))
-        log.info("encoded part %d", part)
+    with ProcessPoolExecutor(args.workers) as pool:
+        parts = range(-(-args.scenes // PART))
+        list(pool.map(_encode, [work] * len(parts), parts))
+
+
+def _encode(work: Path, part: int) -> None:
+    from controlkit.training.autoencoder import encode_part, new_autoencoder
+
+    torch.set_num_threads(1)
+    model, scenes = new_autoencoder(), load_scenes(work / "scenes")
+    model.load_state_dict(torch.load(work / "autoencoder-normalised.pt", weights_only=True))
+    np.save(work / "latents" / f"{part:03d}.npy", encode_part(model, scenes.image[part]))
+
+
+def begin_stage(work: Path, args: argparse.Namespace) -> None:
+    """Take autoencoder, judge and controls of `--models` as the beginning, for a world that changed."""
+    from controlkit.evaluation.judge import load_judge
+    from controlkit.training.controls import KINDS
+    from controlkit.training.export import load_exported
+
+    work.mkdir(parents=True, exist_ok=True)
+    torch.save(load_exported(args.models / "base" / "vae").state_dict(), work / "autoencoder-normalised.pt")
+    torch.save(load_judge(args.models / "judge").net.state_dict(), work / "judge.pt")
+    for kind in KINDS:
+        torch.save(load_exported(args.models / kind).state_dict(), work / f"{kind}.pt")
 
 
 def _cached(work: Path) -> tuple[Scenes, torch.Tensor, torch.Tensor]:
@@ -67,11 +91,11 @@ def _cached(work: Path) -> tuple[Scenes, torch.Tensor, torch.Tensor]:
 
 
 def denoiser_stage(work: Path, args: argparse.Namespace) -> None:
-    from controlkit.training.denoiser import Plan, train_denoiser
+    from controlkit.training.denoiser import Plan, place_weights, train_denoiser
 
-    _, latents, tokens = _cached(work)
-    plan = Plan(args.seconds, lr=args.lr, batch=args.batch, decay=args.decay, workers=args.workers)
-    train_denoiser(latents, tokens, work / "denoiser.pt", plan)
+    scenes, latents, tokens = _cached(work)
+    plan = Plan(args.seconds, args.lr, args.batch, args.decay, args.workers, args.start)
+    train_denoiser(latents, tokens, place_weights(scenes.instances), work / "denoiser.pt", plan)
 
 
 def control_stage(work: Path, args: argparse.Namespace) -> None:
@@ -125,6 +149,7 @@ def evaluate_stage(work: Path, args: argparse.Namespace) -> None:
 
 
 STAGES = {
+    "begin": begin_stage,
     "render": render_stage,
     "autoencoder": autoencoder_stage,
     "judge": judge_stage,
@@ -148,7 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="denoiser and control: highest learning rate")
     parser.add_argument("--batch", type=int, default=24, help="denoiser and control: samples per worker")
     parser.add_argument("--decay", type=float, default=0.5, help="denoiser: share over which the rate falls")
-    parser.add_argument("--workers", type=int, default=2, help="processes for render and denoiser")
+    parser.add_argument("--workers", type=int, default=2, help="processes for render, encode and denoiser")
+    parser.add_argument("--start", type=Path, help="denoiser: begin with this exported base model")
     parser.add_argument("--threads", type=int, default=1, help="threads of every other stage")
     parser.add_argument("--sheets", type=Path, help="evaluate: folder for contact sheets")
     parser.add_argument("--json", type=Path, help="evaluate: file for the figures")

@@ -1,5 +1,6 @@
 """How do trained weights become the folders that ship? diffusers' layout, float16 safetensors."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def export_control(folder: Path, control: ControlNetModel | T2IAdapter) -> None:
     """Write one control; replaces what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     control.half().save_pretrained(folder, safe_serialization=True)
+
+
+def load_exported(folder: Path) -> AutoencoderKL | ControlNetModel | T2IAdapter:
+    """Read what `export_base` or `export_control` wrote, in float32, to train it further."""
+    kinds = {"AutoencoderKL": AutoencoderKL, "ControlNetModel": ControlNetModel, "T2IAdapter": T2IAdapter}
+    named = json.loads((folder / "config.json").read_text())["_class_name"]
+    return kinds[named].from_pretrained(folder).float()
 
 
 def export_judge(folder: Path, judge: JudgeNet) -> None:

@@ -23,7 +23,7 @@ def test_what_is_saved_reads_back_the_same(dtype: torch.dtype, tmp_path: Path) -
     assert again.config == module.config  # type: ignore[attr-defined]
     for name, tensor in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
-    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["config.json", STEM]
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["README.md", "config.json", STEM]
 
 
 def test_other_memory_layouts_are_saved_as_their_values(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_file_too_big_for_its_disk(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / STEM).read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["config.json", STEM]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", STEM]
 
 
 def test_a_place_that_is_no_folder_and_weights_that_are_none(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""What the names and shapes of a checkpoint's tensors tell about its network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from controlkit.errors import ConfigError, Incomplete
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shape_of(shapes: Shapes, name: str, what: str) -> tuple[int, ...]:
+    """The shape of a tensor that is needed to tell the size of the network.
+
+    Raises:
+        Incomplete: It is not there.
+    """
+    if name not in shapes:
+        raise Incomplete(
+            what,
+            found=f"no {name}",
+            expected="it, to tell the size of the network",
+            fix="Download it again, or give its config.",
+            code="CK-L22",
+        )
+    return shapes[name]
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest number that the pattern's first group matches at a name's beginning."""
+    return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+
+
+def refuse_giant(blocks: int, shapes: Shapes, what: str) -> None:
+    """Refuse a config that describes far more blocks than there are tensors, before anything is built.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if blocks > max(200, len(shapes)):
+        raise ConfigError(
+            f"{what}: config",
+            found=f"{blocks} blocks by the config",
+            expected=f"no more than the {len(shapes)} tensors there are",
+            fix="Use the config.json that came with the weights.",
+            code="CK-L31",
+        )
