@@ -28,6 +28,8 @@ from controlkit.errors import (
     ControlKitError,
     ControlKitWarning,
     DeviceMismatch,
+    DownloadError,
+    DtypeUnsupported,
     FileError,
     HintError,
     HintTooBig,
@@ -42,6 +44,7 @@ from controlkit.errors import (
     RecipeError,
     SaveError,
     ShapeMismatch,
+    ShardError,
     StateError,
     Unsupported,
     UnsupportedImage,
@@ -49,12 +52,19 @@ from controlkit.errors import (
 
 if TYPE_CHECKING:
     from controlkit import embedded as embedded
+    from controlkit.adapters.coadapter import CoAdapterFuser
     from controlkit.adapters.controlnet import ControlNet
-    from controlkit.adapters.phi_guidance import Guidance
+    from controlkit.adapters.controlnet_union import ControlNetUnion
+    from controlkit.adapters.ip_adapter import IPAdapter
+    from controlkit.adapters.noisy_classifier import NoisyClassifier
+    from controlkit.adapters.noisy_clip import NoisyClip
+    from controlkit.adapters.style_adapter import StyleAdapter
     from controlkit.adapters.t2i_adapter import T2IAdapter
+    from controlkit.adapters.uni_controlnet import UniControlNet
     from controlkit.attaching import Run, attach
-    from controlkit.checkpoints import CheckpointInfo, inspect, load
-    from controlkit.contracts import Active, Control, Residuals, RunInfo, Step, Target
+    from controlkit.checkpoints import CheckpointInfo, inspect, load, unet
+    from controlkit.contracts import Active, Control, ExtraAttention, Residuals, RunInfo, Step, Target
+    from controlkit.guidance import Guidance
     from controlkit.images import open_image
     from controlkit.module import ControlModule
     from controlkit.preprocessors import DetectorInfo, detectors, preprocess
@@ -72,6 +82,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "CheckpointUnsafe",
+    "CoAdapterFuser",
     "ConfigError",
     "Control",
     "ControlFailed",
@@ -79,15 +90,22 @@ __all__ = [
     "ControlKitWarning",
     "ControlModule",
     "ControlNet",
+    "ControlNetUnion",
     "DetectorInfo",
     "DeviceMismatch",
+    "DownloadError",
+    "DtypeUnsupported",
+    "ExtraAttention",
     "FileError",
     "Guidance",
     "HintError",
     "HintTooBig",
+    "IPAdapter",
     "Incomplete",
     "KindMismatch",
     "MissingExtra",
+    "NoisyClassifier",
+    "NoisyClip",
     "NonFinite",
     "NonFiniteAtStep",
     "NotACheckpoint",
@@ -100,11 +118,14 @@ __all__ = [
     "RunInfo",
     "SaveError",
     "ShapeMismatch",
+    "ShardError",
     "StateError",
     "Step",
     "Strength",
+    "StyleAdapter",
     "T2IAdapter",
     "Target",
+    "UniControlNet",
     "Unsupported",
     "UnsupportedImage",
     "__version__",
@@ -116,24 +137,33 @@ __all__ = [
     "open_image",
     "preprocess",
     "run",
+    "unet",
 ]
 
 _HOMES = {
     "Active": "controlkit.contracts",
     "CheckpointInfo": "controlkit.checkpoints",
+    "CoAdapterFuser": "controlkit.adapters.coadapter",
     "Control": "controlkit.contracts",
     "ControlModule": "controlkit.module",
     "ControlNet": "controlkit.adapters.controlnet",
+    "ControlNetUnion": "controlkit.adapters.controlnet_union",
     "DetectorInfo": "controlkit.preprocessors",
-    "Guidance": "controlkit.adapters.phi_guidance",
+    "ExtraAttention": "controlkit.contracts",
+    "Guidance": "controlkit.guidance",
+    "IPAdapter": "controlkit.adapters.ip_adapter",
+    "NoisyClassifier": "controlkit.adapters.noisy_classifier",
+    "NoisyClip": "controlkit.adapters.noisy_clip",
     "Recipe": "controlkit.recipes",
     "Residuals": "controlkit.contracts",
     "Run": "controlkit.attaching",
     "RunInfo": "controlkit.contracts",
     "Step": "controlkit.contracts",
     "Strength": "controlkit.strength",
+    "StyleAdapter": "controlkit.adapters.style_adapter",
     "T2IAdapter": "controlkit.adapters.t2i_adapter",
     "Target": "controlkit.contracts",
+    "UniControlNet": "controlkit.adapters.uni_controlnet",
     "attach": "controlkit.attaching",
     "detectors": "controlkit.preprocessors",
     "inspect": "controlkit.checkpoints",
@@ -141,6 +171,7 @@ _HOMES = {
     "open_image": "controlkit.images",
     "preprocess": "controlkit.preprocessors",
     "run": "controlkit.recipes",
+    "unet": "controlkit.checkpoints",
 }
 """Where each name that is imported on first use lives."""
 

@@ -1,8 +1,9 @@
 """`attach`: controls in force on a pipeline, over its own untouched ``__call__``, undone on leaving.
 
-Two hook handles on the U-Net carry everything; both go when the last `Run` on that U-Net ends. All runs
-on one U-Net share one `Attachment`, so nested `with` blocks compose as if attached together, in any order
-of leaving.
+Hook handles carry everything, two on the U-Net, and two in each cross-attention layer where a control adds
+there; all go when the last `Run` that needs them ends. Guidance with DDPM, or with a DDIM that clips, also
+stands in front of the scheduler's ``step``, and goes with the last that needs it. All runs on one U-Net share
+one `Attachment`, so nested `with` blocks compose as if attached together, in any order of leaving.
 """
 
 from __future__ import annotations

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from controlkit.contracts import RunInfo, Step
 from controlkit.engine import Entry, Session
 from controlkit.errors import Busy, NonFiniteAtStep, NotApplicable, ParameterError, StateError
+from controlkit.hosts.attention import AttentionHooks
 from controlkit.hosts.diffusers import DiffusersHost, output_sample, unet_arguments, with_sample
+from controlkit.hosts.hooks import Hook
+from controlkit.hosts.stepping import Stepping, steps_exactly
 
 _ADDED = ("text_embeds", "time_ids")
 registry: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
@@ -31,6 +34,16 @@ class Layer:
     """The controls of one `attach`."""
 
     entries: tuple[Entry, ...]
+
+    @property
+    def guides(self) -> bool:
+        """Whether one of them shifts the predicted noise."""
+        return any("noise" in entry.control.slots for entry in self.entries)
+
+    @property
+    def attends(self) -> bool:
+        """Whether one of them adds inside the cross-attention layers."""
+        return any("attention" in entry.control.slots for entry in self.entries)
 
 
 class Attachment:
@@ -46,6 +59,8 @@ class Attachment:
         self._step: Step | None = None
         self._run: RunInfo | None = None
         self._handles: list[Any] = []
+        self._attention = AttentionHooks(host.cross_attention.places)
+        self._stepping = Stepping()
 
     # --- what is in force -----------------------------------------------------------------------------
 
@@ -68,17 +83,28 @@ class Attachment:
         self._owner = threading.get_ident()
         if not self._handles:
             self.host = host
-            before = _Hook(self._before)
-            after = _Hook(self._after)
+            self._attention = AttentionHooks(host.cross_attention.places)
+            before = Hook(self._before)
+            after = Hook(self._after)
             self._handles.append(host.unet.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(host.unet.register_forward_hook(after, with_kwargs=True, always_call=True))
         self._end_session()
         self._layers.append(layer)
+        if layer.attends:
+            self._attention.install()
+        if (
+            layer.guides and self._guides_steps()
+        ):  # now: a loop may look up its step before it calls the U-Net
+            self._stepping.install(self.host.scheduler)
 
     def remove(self, layer: Layer) -> None:
         with registry_lock:
             if layer in self._layers:
                 self._layers.remove(layer)
+            if not any(other.attends for other in self._layers):
+                self._attention.remove()
+            if not any(other.guides for other in self._layers):
+                self._stepping.remove()
             if not self._layers:
                 while self._handles:
                     self._handles[-1].remove()
@@ -107,6 +133,7 @@ class Attachment:
 
     def _end_session(self) -> None:
         session, self._session, self._step = self._session, None, None
+        self._attention.restart()
         if session is not None:
             session.close()
 
@@ -118,6 +145,7 @@ class Attachment:
         self._claim()
         given = self.host.arguments(args, kwargs)
         step, fresh = self._read(given)
+        self._stepping.expect_taken(step.index, fresh=fresh)
         if fresh or self._session is None:
             self._end_session()
             self._run = self._describe(step)
@@ -132,6 +160,9 @@ class Attachment:
                 code="CK-R8",
             )
         contribution = self._session.before(step)
+        if contribution.attention is not None:
+            self._attention.install()
+        self._attention.begin(contribution.attention)
         self._step = step
         return (), unet_arguments(given, contribution.tokens, contribution.residuals)
 
@@ -139,11 +170,13 @@ class Attachment:
         step, self._step = self._step, None
         session = self._session
         if output is None or step is None or session is None:  # the U-Net itself raised
+            self._attention.drop()
             return None
+        self._attention.end()
         everything = output_sample(output)
         channels = session.run.target.channels
         prediction = everything[:, :channels] if everything.shape[1] != channels else everything
-        shifted = session.after(prediction, step)
+        shifted = self._guided(session, prediction, step)
         if not bool(torch.isfinite(shifted).all()):
             raise NonFiniteAtStep(
                 f"step {step.index + 1} of {step.count}",
@@ -155,6 +188,19 @@ class Attachment:
             return None
         rest = everything[:, channels:]
         return with_sample(output, torch.cat([shifted, rest], dim=1) if rest.shape[1] else shifted)
+
+    def _guided(self, session: Session, prediction: Tensor, step: Step) -> Tensor:
+        """The prediction with guidance in it, or as it is where the scheduler's step gets the guidance."""
+        if not self._guides_steps() or step.alpha_bar is None:
+            return session.after(prediction, step)
+        shift = session.shift(prediction, step)
+        if shift is not None:
+            self._stepping.install(self.host.scheduler)
+            self._stepping.hold(step.index, step.timestep, shift / -math.sqrt(1.0 - step.alpha_bar))
+        return prediction
+
+    def _guides_steps(self) -> bool:
+        return any(layer.guides for layer in self._layers) and steps_exactly(self.host.scheduler)
 
     def _claim(self) -> None:
         me = threading.get_ident()
@@ -214,7 +260,7 @@ class Attachment:
 
     def _describe(self, step: Step) -> RunInfo:
         self._check_inputs(step)
-        if self.host.rescales_guidance():
+        if self.host.rescales_guidance() and not self._guides_steps():
             for entry in self._entries():
                 if "noise" in entry.control.slots:
                     raise NotApplicable(
@@ -233,25 +279,6 @@ class Attachment:
             dtype=step.latents.dtype,
             decode=self.host.decode,
             weights=self.host.weights,
-        )
-
-
-class _Hook:
-    """A hook that runs outside compiled graphs, and that refuses to be copied with the model."""
-
-    def __init__(self, function: Any) -> None:
-        self._function: Any = torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise StateError(
-            "pipeline",
-            found="controls attached while it is being pickled or copied",
-            expected="a pipeline without",
-            fix="Leave the with block (or call run.detach()) first.",
-            code="CK-R11",
         )
 
 

@@ -2,7 +2,7 @@
 
 A *control* is configuration: a module bound to its map, its strength and its schedule. It does not
 change. `Control.prepare` is called once per run (one call of a pipeline) and returns an `Active`: up to
-three functions, each of which adds one kind of thing to the U-Net. The engine (`controlkit.engine`) calls
+four functions, each of which adds one kind of thing to the U-Net. The engine (`controlkit.engine`) calls
 them for the steps in which the control acts, applies its strength, and sums over controls. A host
 (`controlkit.hosts`) turns the sum into the U-Net's own arguments. Nothing here knows diffusers.
 
@@ -11,6 +11,8 @@ Where a control may add (the slots):
 - ``tokens``: extra prompt tokens after the text's (Uni-ControlNet's global half, style adapters);
 - ``skips`` and ``mid``: to the skip connections and after the middle block (ControlNet);
 - ``encoder``: inside the encoder, once per level, before its downsampler (T2I-Adapter);
+- ``attention``: to the result of every cross-attention layer, before its output projection: a second
+  attention with the layer's own queries (IP-Adapter);
 - ``noise``: a shift of the predicted noise (guidance).
 """
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from controlkit.strength import Strength
 
-Slot = Literal["tokens", "skips", "mid", "encoder", "noise"]
+Slot = Literal["tokens", "skips", "mid", "encoder", "attention", "noise"]
 Branch = Literal["uncond", "cond", "image", "perturbed"]
 
 
@@ -62,6 +64,38 @@ class Residuals:
 
 
 @dataclass(frozen=True)
+class ExtraAttention:
+    """What a control lets the cross-attention layers attend to beside the prompt.
+
+    In each layer ``scale * softmax(q k^T / sqrt(d)) v`` is added to the attention's result, with the layer's
+    own queries and heads (Ye et al. 2023, arXiv:2308.06721, equation 5).
+
+    Args:
+        keys: One tensor (rows, n, width) per cross-attention layer, in the order of `Target.attention`. One
+            row serves all.
+        values: Likewise, for the same ``n`` tokens.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """A cross-attention layer of the U-Net.
+
+    Args:
+        width: Of its queries, all heads together.
+        stride: Its pixels: latent size divided by this, rounded up.
+        token_dim: Width of the tokens that its keys and values are made from.
+    """
+
+    width: int
+    stride: int
+    token_dim: int
+
+
+@dataclass(frozen=True)
 class Target:
     """What a control must fit: the U-Net, described without its framework.
 
@@ -83,6 +117,7 @@ class Target:
         slots: Where this U-Net, as it is called here, can be added to.
         refusals: For each slot not in ``slots``, why not.
         added_dim: Width of SDXL's pooled text plus size ids; None where there are none.
+        attention: The cross-attention layers: the encoder's, the decoder's, then the middle block's.
     """
 
     family: str
@@ -97,9 +132,10 @@ class Target:
     encoder_positions: tuple[int, ...]
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     pixel_scale: int = 8
-    slots: frozenset[Slot] = frozenset({"tokens", "skips", "mid", "encoder", "noise"})
+    slots: frozenset[Slot] = frozenset({"tokens", "skips", "mid", "encoder", "attention", "noise"})
     refusals: Mapping[Slot, str] = field(default_factory=dict[Slot, str])
     added_dim: int | None = None
+    attention: tuple[AttentionLayer, ...] = ()
 
     def describe(self) -> str:
         """One phrase for error messages, such as ``an SD 1.x U-Net (tokens 768 wide, levels 320/640/…)``."""
@@ -191,14 +227,20 @@ class Active:
     functions return what the module computes at scale 1. They must not change their arguments.
 
     Args:
-        tokens: Extra tokens (rows, n, dim). ``n`` must not change within a run. Called once per step.
+        tokens: Extra tokens (rows, n, dim). ``n`` must not change within a run, except to 0. Called
+            once per step in which the control acts; in the others nothing takes their place.
         residuals: Residuals for all rows of the step it is given.
+        attention: What cross-attention attends to beside the prompt, for all rows of the step it is given.
+            Called once per step.
         shift: Given the predicted noise (images, channels, h, w) and the step reduced to one branch,
             what to add to the noise, in the epsilon parametrisation. The engine converts it to what the
             U-Net predicts and gives it to every branch, so that it comes out of classifier-free guidance
             unchanged.
         cond_only: The module was made for the conditional half alone (ControlNets with global pooling,
             as shuffle): the other branches get nothing, whatever the mode, and nothing is weakened.
+        tokens_cond_only: The same for its tokens: the function is given the step reduced to the conditional
+            rows, and each other row is lengthened by the last of its own prompt's tokens, unscaled
+            (T2I-Adapter's style tokens).
         notes: Facts for the run's report, such as ``map resized 512x768 -> 64x96``.
         counts: Work done, for the report, such as ``{"hint": 1}``; the control updates it.
         close: Called when the run ends, however it ends.
@@ -206,8 +248,10 @@ class Active:
 
     tokens: Callable[[Step], Tensor] | None = None
     residuals: Callable[[Step], Residuals] | None = None
+    attention: Callable[[Step], ExtraAttention] | None = None
     shift: Callable[[Tensor, Step], Tensor] | None = None
     cond_only: bool = False
+    tokens_cond_only: bool = False
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict[str, int])
     close: Callable[[], None] | None = None

@@ -1,8 +1,8 @@
 """Composes controls over one run: who acts at a step, with which strength, and what that adds up to.
 
 Knows no framework: a host gives it `Step`s and takes `Contribution`s. Order of work within a step: tokens
-of all controls, in the order given; then residuals, each scaled and masked, summed in the order given;
-after the U-Net, shifts of the predicted noise.
+of all controls, in the order given; then residuals, each scaled and masked, summed in the order given, and
+what cross-attention attends to beside the prompt; after the U-Net, shifts of the predicted noise.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from controlkit.contracts import Active, Branch, Control, Residuals, RunInfo, Step, Target
+from controlkit.attention import ExtraAttentions, Term, check_extra
+from controlkit.contracts import (
+    Active,
+    Branch,
+    Control,
+    ExtraAttention,
+    Residuals,
+    RunInfo,
+    Step,
+    Target,
+)
 from controlkit.errors import (
     BatchMismatch,
     ControlFailed,
@@ -28,13 +38,16 @@ from controlkit.errors import (
     NotApplicable,
     ParameterError,
 )
+from controlkit.factors import Weights, split_blocks
 from controlkit.report import ControlRecord
 from controlkit.residuals import (
     add,
     check_shapes,
+    conditional,
     dtype_name,
     extend,
     from_noise_shift,
+    pad_others,
     rms,
     rows_of,
     select,
@@ -52,6 +65,7 @@ class Contribution:
 
     tokens: Tensor | None
     residuals: Residuals
+    attention: ExtraAttentions | None = None
 
 
 @dataclass(frozen=True)
@@ -87,55 +101,24 @@ def admit(control: object, target: Target) -> Control:
         )
     control.check(target)
     strength = control.strength
-    if "tokens" in control.slots and (strength.mask is not None or strength.mode == "control"):
+    only_tokens = "tokens" in control.slots and "skips" not in control.slots  # else these are for the skips
+    if only_tokens and (strength.mask is not None or strength.mode == "control"):
         raise NotApplicable(
             control.name,
             found="a mask" if strength.mask is not None else "mode='control'",
             expected="mode 'balanced' or 'prompt' and no mask",
             fix="Prompt tokens act on the whole picture and on both halves of classifier-free guidance.",
         )
-    _split_blocks(control, target)
-    return control
-
-
-def _split_blocks(control: Control, target: Target) -> list[tuple[float, ...] | None]:
-    """`block_scales` as (skips, mid, encoder)."""
-    given = len(control.strength.block_scales or ())
-    skips = len(target.skip_channels) if "skips" in control.slots else 0
-    mid = 1 if skips else 0
-    encoder = 0
-    if "encoder" in control.slots:  # one per level, and one for the middle where the module has it
-        encoder = min(max(given - skips - mid, len(target.levels)), len(target.encoder_channels))
-    return control.strength.split_block_scales(skips, mid, encoder)
-
-
-class Weights:
-    """What each residual of one control is multiplied by, for a given scale."""
-
-    def __init__(self, control: Control, target: Target, *, weaken: bool) -> None:
-        depth = len(target.skip_channels)
-        positions = (*range(depth + 1), *target.encoder_positions)
-        mode = control.strength.mode
-        self._soft = torch.ones(len(positions))
-        if mode == "prompt":
-            self._soft = torch.tensor([0.825 ** (depth - p) for p in positions], dtype=torch.float64)
-        elif mode == "control" and weaken:
-            ladder = torch.logspace(-1, 0, depth + 1)
-            self._soft = torch.stack([ladder[p] for p in positions])
-        skips, mid, encoder = _split_blocks(control, target)
-        ones = (1.0,) * len(positions)
-        self._blocks = (
-            *(skips or ones[:depth]),
-            *(mid or ones[:1]),
-            *((*(encoder or ()), *ones)[: len(target.encoder_positions)]),
+    if "attention" in control.slots and strength.mode == "prompt":
+        raise NotApplicable(
+            control.name,
+            found="mode='prompt'",
+            expected="mode 'balanced' or 'control'",
+            fix="It weakens residuals by their distance from the middle block; for a picture that competes"
+            " with the prompt give a smaller scale, or block_scales.",
         )
-        self._depth = depth
-
-    def at(self, scale: float) -> tuple[list[float], float, list[float]]:
-        """Factors of the skips, of the middle, and of the encoder's features."""
-        soft = cast(list[float], (self._soft * scale).tolist())  # pyright: ignore[reportUnknownMemberType]
-        values = [value * block for value, block in zip(soft, self._blocks, strict=True)]
-        return values[: self._depth], values[self._depth], values[self._depth + 1 :]
+    split_blocks(control, target)
+    return control
 
 
 @dataclass
@@ -169,6 +152,7 @@ class Session:
     def __init__(self, entries: Sequence[Entry], run: RunInfo) -> None:
         self.run = run
         self._acting: list[_Acting] = []
+        self._terms: list[tuple[_Acting, Term]] = []
         self._idle: list[ControlRecord] = []
         try:
             for entry in entries:
@@ -216,22 +200,60 @@ class Session:
             record.step(applied=False)
         for a in acting:
             if a.active.tokens is not None:
-                extra = _call(a.name, step, a.active.tokens, step)
-                step = dataclasses.replace(step, tokens=extend(a.name, step, extra * a.plan[step.index]))
+                step = dataclasses.replace(step, tokens=self._tokens(a, step, a.active.tokens))
         total = Residuals()
         for a in acting:
             if a.active.residuals is not None:
                 total = add(total, self._residuals(a, step, a.active.residuals))
-        return Contribution(step.tokens, total)
+        self._terms = [(a, term) for a in acting if (term := self._attention(a, step)) is not None]
+        terms = tuple(term for _, term in self._terms)
+        return Contribution(step.tokens, total, ExtraAttentions(terms, self.run.target) if terms else None)
+
+    def _branches(self, a: _Acting, step: Step) -> tuple[Branch, ...]:
+        """Those of a step that a control acts on."""
+        alone = a.active.cond_only or a.strength.mode == "control"
+        return conditional(step.branches) if alone else step.branches
+
+    def _attention(self, a: _Acting, step: Step) -> Term | None:
+        wanted = self._branches(a, step)
+        if a.active.attention is None or not wanted:
+            return None
+        part = step if wanted == step.branches else select(step, wanted)
+        extra = _call(a.name, step, a.active.attention, part)
+        check_extra(a.name, extra, part, self.run.target)
+        if wanted != step.branches:  # values of 0 for the others, which add 0
+            rows = part.latents.shape[0]
+
+            def every(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return tuple(spread_rows(t.expand(rows, -1, -1), step.branches, wanted) for t in tensors)
+
+            extra = ExtraAttention(every(extra.keys), every(extra.values))
+
+        def mask(stride: int) -> Tensor | None:
+            region = self._region(a, step, stride)
+            return None if region is None else region.flatten(1).unsqueeze(-1)
+
+        return Term(a.name, extra, a.weights.attention(a.plan[step.index]), mask)
+
+    def _tokens(self, a: _Acting, step: Step, function: Callable[[Step], Tensor]) -> Tensor | None:
+        scale = a.plan[step.index]
+        if not a.active.tokens_cond_only:
+            return extend(a.name, step, _call(a.name, step, function, step) * scale)
+        wanted = conditional(step.branches)
+        if not wanted:
+            return step.tokens
+        part = select(step, wanted)
+        longer = extend(a.name, part, _call(a.name, step, function, part) * scale)
+        return longer if wanted == step.branches else pad_others(step, wanted, longer)
 
     def _residuals(self, a: _Acting, step: Step, function: Callable[[Step], Residuals]) -> Residuals:
-        wanted: tuple[Branch, ...] = step.branches
-        if a.active.cond_only or a.strength.mode == "control":
-            wanted = tuple(branch for branch in step.branches if branch in ("cond", "perturbed"))
+        wanted = self._branches(a, step)
         if not wanted:
             return Residuals()
         part = step if wanted == step.branches else select(step, wanted)
         raw = _call(a.name, step, function, part)
+        if not raw:
+            return raw
         check_shapes(a.name, raw, part, self.run.target)
         skips, mid, encoder = a.weights.at(a.plan[step.index])
 
@@ -261,14 +283,19 @@ class Session:
         return done
 
     def _masked(self, a: _Acting, residual: Tensor, step: Step, stride: int) -> Tensor:
+        region = self._region(a, step, stride)
+        return residual if region is None else residual * region.to(residual.dtype)
+
+    def _region(self, a: _Acting, step: Step, stride: int) -> Tensor | None:
+        """Where a control acts, (1 or rows, 1, h, w) at the size of a feature."""
         if a.strength.mask is None:
-            return residual
+            return None
         size = (math.ceil(self.run.height / stride), math.ceil(self.run.width / stride))
         if size not in a.masks:
             mask = a.strength.mask.to(self.run.device, torch.float32)
             a.masks[size] = functional.interpolate(mask, size, mode="area")
-        mask = a.masks[size].to(residual.dtype)
-        return residual * (mask if mask.shape[0] == 1 else mask.repeat(len(step.branches), 1, 1, 1))
+        mask = a.masks[size]
+        return mask if mask.shape[0] == 1 else mask.repeat(len(step.branches), 1, 1, 1)
 
     def after(self, prediction: Tensor, step: Step) -> Tensor:
         """The U-Net's prediction with every shift of the noise added.
@@ -277,6 +304,34 @@ class Session:
             prediction: (rows, channels, h, w), what the U-Net returned for the noisy latents.
             step: The step that `before` was given.
         """
+        shift = self.shift(prediction, step)
+        if shift is None:
+            return prediction
+        shift = from_noise_shift(shift, step, self.run.target).to(prediction.dtype)
+        return prediction + shift.repeat(len(step.branches), 1, 1, 1)
+
+    def shift(self, prediction: Tensor, step: Step) -> Tensor | None:
+        """The sum of all shifts of the noise, for a host that puts it in its place itself.
+
+        Args:
+            prediction: As for `after`, in whose place this is called.
+            step: The step that `before` was given.
+
+        Returns:
+            (images, channels, h, w), in the epsilon parametrisation; None where nothing is shifted.
+        """
+        total: Tensor | None = None
+        terms, self._terms = self._terms, []
+        for a, term in terms:
+            norm = term.rms()
+            a.entry.record.norm(norm)
+            if not math.isfinite(norm):
+                raise NonFiniteAtStep(
+                    a.name,
+                    found=f"NaN or infinity in what it adds at step {step.index + 1} of {step.count}",
+                    expected="finite numbers",
+                    fix="Use float32 or bfloat16 for the module; check the picture and the weights.",
+                )
         for a in self._acting:
             scale = a.plan[step.index]
             if a.active.shift is None or not scale:
@@ -284,6 +339,8 @@ class Session:
             branch: Branch = "cond" if "cond" in step.branches else step.branches[0]
             part = select(step, (branch,))
             noise = to_noise(rows_of(prediction, step.branches, (branch,)), part, self.run.target)
+            if total is not None:
+                noise = noise + total.to(noise.dtype)
             shift = _call(a.name, step, a.active.shift, noise, part) * scale
             shift = self._masked(a, shift, part, 1)
             norm = rms(Residuals(encoder=(shift,)))
@@ -295,9 +352,8 @@ class Session:
                     expected="a finite gradient of phi",
                     fix="Lower scale, give max_norm, or check phi for logarithms and divisions by zero.",
                 )
-            shift = from_noise_shift(shift, step, self.run.target).to(prediction.dtype)
-            prediction = prediction + shift.repeat(len(step.branches), 1, 1, 1)
-        return prediction
+            total = shift if total is None else total + shift
+        return total
 
     def close(self) -> None:
         """End the run; harmless when called twice."""

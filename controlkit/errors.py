@@ -6,12 +6,15 @@ ControlKitError
 │   ├── CheckpointUnsafe     would run code, or is built to exhaust memory
 │   ├── NotACheckpoint       something else under a weight file's name
 │   ├── Unsupported          a known format, kind or layout that cannot be honoured
+│   │   └── DtypeUnsupported a dtype that the device cannot hold
 │   ├── KindMismatch         a checkpoint of another kind than was asked for
 │   ├── Incomplete           keys are missing
 │   ├── ShapeMismatch        a tensor has another shape than its config says
 │   ├── NonFinite            NaN or infinite weights
 │   ├── ConfigError          config.json is malformed or cannot be built
 │   ├── FileError            unreadable, missing, not a regular file (also an OSError)
+│   │   ├── ShardError       a part of a sharded checkpoint is missing, extra, or elsewhere
+│   │   └── DownloadError    the hub cannot be reached, refuses, or sent something else
 │   └── SaveError            could not be written; the old file is intact (also an OSError)
 ├── HintError                an image or map that cannot be used (also a ValueError)
 │   ├── HintTooBig           more pixels than the limit
@@ -32,6 +35,7 @@ ControlKitError
 from __future__ import annotations
 
 _SHOWN = 600
+_NAMED = 160
 
 
 class ControlKitError(Exception):
@@ -62,11 +66,22 @@ class ControlKitError(Exception):
         if self.expected:
             parts.append(f"needed {self.expected}")
         line = "; ".join(parts)
-        text = f"{line}. {self.fix}" if self.fix else line
+        text = _one_line(f"{line}. {self.fix}" if self.fix else line)
+        if len(text) > _SHOWN and len(self.what) > _NAMED:
+            # What is long is a path or a name from a file; the fault and the remedy must not be lost for it.
+            what = _one_line(self.what)
+            text = f"{what[: _NAMED // 2]}…{what[-_NAMED // 2 :]}{text[len(what) :]}"
         return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.found, self.expected, self.fix, self.code))
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and terminal commands, which a name inside a file may hold."""
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
 
 
 def _rebuild(
@@ -84,45 +99,83 @@ class CheckpointError(ControlKitError, ValueError):
 class CheckpointCorrupt(CheckpointError):
     """Damaged: truncated, overlapping, or not the format it says it is."""
 
+    code = "CK-L01"
+
 
 class CheckpointUnsafe(CheckpointError):
     """Would run code when read, or is built to exhaust memory."""
 
+    code = "CK-L13"
+
 
 class NotACheckpoint(CheckpointError):
     """Something else (a web page, a pointer file, a list) under a weight file's name."""
+
+    code = "CK-L11"
 
 
 class Unsupported(CheckpointError):
     """A recognised format, kind or layout that cannot be honoured."""
 
 
+class DtypeUnsupported(Unsupported):
+    """A dtype that the device cannot hold."""
+
+    code = "CK-L28"
+
+
 class KindMismatch(CheckpointError):
     """A checkpoint of another kind than was asked for."""
+
+    code = "CK-L20"
 
 
 class Incomplete(CheckpointError):
     """Keys are missing; no half-filled model is ever returned."""
 
+    code = "CK-L22"
+
 
 class ShapeMismatch(CheckpointError):
     """A tensor has another shape than its config says."""
+
+    code = "CK-L24"
 
 
 class NonFinite(CheckpointError):
     """NaN or infinite weights."""
 
+    code = "CK-L25"
+
 
 class ConfigError(CheckpointError):
     """config.json is malformed, or describes something that cannot be built."""
+
+    code = "CK-L30"
 
 
 class FileError(CheckpointError, OSError):
     """Unreadable, missing, or not a regular file."""
 
+    code = "CK-L35"
+
+
+class ShardError(FileError):
+    """A part of a checkpoint of several files is missing, is one too many, or lies elsewhere."""
+
+    code = "CK-L33"
+
+
+class DownloadError(FileError):
+    """The hub could not be reached, refused, or sent something else than it lists."""
+
+    code = "CK-L36"
+
 
 class SaveError(CheckpointError, OSError):
     """Could not be written; whatever was there before is intact."""
+
+    code = "CK-L38"
 
 
 class HintError(ControlKitError, ValueError):

@@ -57,7 +57,7 @@ class ControlModule(nn.Module, ABC):
             f"a {self.kind}",
             found="layout='original'",
             expected="layout='diffusers'",
-            fix="Only ControlNets and T2I-Adapters are written in their original layout.",
+            fix="Its folder layout is the only one that it is written in.",
         )
 
     def save(self, place: str | Path, *, layout: Literal["diffusers", "original"] = "diffusers") -> Path:

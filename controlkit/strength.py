@@ -98,7 +98,12 @@ class Strength:
     def is_constant(self) -> bool:
         """Whether every step gets the same scale, so that the number of steps need not be known."""
         always = self.start == 0.0 and self.end == 1.0 and self.every == 1
-        return always and not callable(self.scale) and not isinstance(self.scale, Sequence)
+        return always and self.is_constant_scale
+
+    @property
+    def is_constant_scale(self) -> bool:
+        """Whether every step that acts gets the same scale."""
+        return not callable(self.scale) and not isinstance(self.scale, Sequence)
 
     def plan(self, count: int) -> tuple[float, ...]:
         """The scale of each of ``count`` steps; 0.0 where the control does not act.
@@ -108,9 +113,10 @@ class Strength:
         """
         inside = [i for i in range(count) if i / count >= self.start and (i + 1) / count <= self.end]
         acting = frozenset(inside[:: self.every])
-        return tuple(self._at(i / count) if i in acting else 0.0 for i in range(count))
+        return tuple(self.at(i / count) if i in acting else 0.0 for i in range(count))
 
-    def _at(self, progress: float) -> float:
+    def at(self, progress: float) -> float:
+        """The scale at a fraction of the run in [0, 1], whatever the window."""
         if callable(self.scale):
             return _scale(self.scale(progress), self.largest, f"scale({progress:g})")
         points = _points(self.scale)

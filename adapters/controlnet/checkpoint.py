@@ -1,7 +1,8 @@
 """The weight files a `ControlNet` is read from, and how one begins as a copy of a U-Net's encoder.
 
-Only diffusers layout so far. What shapes tell is read from them; the number of attention heads is not in
-them, so it is known for published families and asked for elsewhere.
+What shapes tell is read from them; the number of attention heads is not in them, so it is known for
+published families and asked for elsewhere. Names and arguments of the first implementation's files are in
+``original.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from controlkit.adapters.controlnet.config import ATTENDING, PLAIN, ControlNetConfig
+from controlkit.adapters.controlnet import original
+from controlkit.adapters.controlnet.config import ControlNetConfig
+from controlkit.checkpoints.encoder import encoder_entries, refuse_uneven
 from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of
 from controlkit.errors import ConfigError, Incomplete, ParameterError, ShapeMismatch
 
@@ -22,33 +25,39 @@ if TYPE_CHECKING:
     from controlkit.adapters.controlnet.model import ControlNet
     from controlkit.checkpoints.formats import Plan
 
-_PUBLISHED: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {
-    ((320, 640, 1280, 1280), 768): {"attention_head_dim": 8},
-    ((320, 640, 1280, 1280), 1024): {"attention_head_dim": (5, 10, 20, 20)},
-    ((320, 640, 1280), 2048): {"attention_head_dim": (5, 10, 20), "addition_time_embed_dim": 256},
-}
-"""By widths and token width: what the shapes of SD 1, SD 2 and SDXL do not tell."""
-
 
 def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> Plan:
     """How to build a ControlNet from these tensors.
 
     Args:
-        layout: ``diffusers``.
+        layout: ``diffusers``, or ``ldm`` for the first implementation's.
         shapes: Of all tensors, by name.
-        config: Entries of config.json, all or some; None: told by the shapes.
+        config: Entries of config.json, all or some; for ``ldm`` arguments of the original constructor, or a
+            whole config.json. None: told by the shapes.
         what: The checkpoint's name, for errors.
 
     Raises:
         Incomplete: Too few tensors to tell the rest.
         ConfigError: The config describes far more than there is, or the head count is not known.
+        Unsupported: A variant that is not implemented.
     """
     from controlkit.adapters.controlnet.model import ControlNet
     from controlkit.checkpoints.formats import Plan
 
     config = config or {}
     complete = "block_out_channels" in config or "_class_name" in config
-    entries = dict(config) if complete else {**infer(shapes, what), **config}
+    names, beside = {name: name for name in shapes}, {}
+    if layout == "ldm":
+        names, beside = original.our_names(shapes, what), original.BESIDE
+        shapes = {ours: shapes[theirs] for ours, theirs in names.items()}
+    if complete:
+        entries = dict(config)
+        if layout == "ldm":
+            refuse_uneven(shapes, infer(shapes, what), what)
+    elif layout == "ldm":
+        entries = original.original_entries(infer(shapes, what), config, shapes, what)
+    else:
+        entries = {**infer(shapes, what), **config}
     if "attention_head_dim" not in entries and not entries.get("num_attention_heads") and not complete:
         raise ConfigError(
             f"{what}: config",
@@ -61,28 +70,39 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
     layers = built.layers_per_block * len(built.block_out_channels)
     blocks = layers + sum(depth * built.layers_per_block for depth in built.depths)
     refuse_giant(blocks, shapes, what)
-    return Plan(lambda: ControlNet(built), {name: name for name in shapes})
+    return Plan(lambda: ControlNet(built), names, beside)
 
 
 def describe(layout: str, shapes: Shapes, config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """Base model and config as far as they can be told."""
+    from controlkit.checkpoints.formats import base_of
+
     try:
+        if layout == "ldm":
+            names = original.our_names(shapes, "")
+            shapes, config = {ours: shapes[theirs] for ours, theirs in names.items()}, None
         entries = dict(config) if config else infer(shapes, "")
-    except Incomplete:
-        return "other", {}
+    except ValueError:
+        return base_of(shapes), {}
     wide = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
     try:
         return ControlNetConfig.from_dict({"attention_head_dim": 1, **wide}).base, entries
     except ValueError:
-        return "other", entries
+        return base_of(shapes), entries
 
 
 def remarks(module: ControlNet) -> list[str]:
-    """Say so when the weights do nothing."""
+    """Say so when the weights do nothing, or probably something else than they were trained for."""
+    found: list[str] = []
     convs = [*module.controlnet_down_blocks, module.controlnet_mid_block]
     if all(not parameter.any() for conv in convs for parameter in conv.parameters()):
-        return ["all its output convolutions are zero: it was not trained, and has no effect"]
-    return []
+        found.append("all its output convolutions are zero: it was not trained, and has no effect")
+    if module.condition == "shuffle" and module.base == "sd1" and not module.config.global_pool_conditions:
+        found.append(
+            "named after shuffling, and not pooled as the published network for that is; if it should be, "
+            'load it with config={"global_average_pooling": True} (global_pool_conditions in diffusers)'
+        )
+    return found
 
 
 def infer(shapes: Shapes, what: str) -> dict[str, Any]:
@@ -91,44 +111,15 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
     Raises:
         Incomplete: A tensor that is needed for it is missing.
     """
-
-    shape = partial(shape_of, shapes, what=what)
-    levels = range(count(shapes, r"down_blocks\.(\d+)\."))
-    widths = tuple(shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in levels)
-    attends = [
-        any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels
-    ]
-    mid_attends = any(name.startswith("mid_block.attentions.") for name in shapes)
-    depths = [
-        count(shapes, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.")
-        for level in levels
-    ]
-    if mid_attends:
-        depths[-1] = count(shapes, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
-    entries: dict[str, Any] = {
-        "in_channels": shape("conv_in.weight")[1],
-        "block_out_channels": widths,
-        "layers_per_block": count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
-        "down_block_types": tuple(ATTENDING if attend else PLAIN for attend in attends),
-        "mid_block_type": "UNetMidBlock2DCrossAttn" if mid_attends else "UNetMidBlock2D",
-        "transformer_layers_per_block": tuple(max(1, depth) for depth in depths),
-    }
-    keys = [name for name in shapes if name.endswith("attn2.to_k.weight")]
-    projections = [name for name in shapes if name.endswith("attentions.0.proj_in.weight")]
-    if keys and projections:
-        entries["cross_attention_dim"] = shape(keys[0])[1]
-        entries["use_linear_projection"] = len(shape(projections[0])) == 2
+    entries = encoder_entries(shapes, what)
     if "controlnet_cond_embedding.conv_in.weight" in shapes:
+        shape = partial(shape_of, shapes, what=what)
         first = shape("controlnet_cond_embedding.conv_in.weight")
         pairs = range(1, count(shapes, r"controlnet_cond_embedding\.blocks\.(\d+)\."), 2)
         rest = (shape(f"controlnet_cond_embedding.blocks.{index}.weight")[0] for index in pairs)
         entries["conditioning_channels"] = first[1]
         entries["conditioning_embedding_out_channels"] = (first[0], *rest)
-    if "add_embedding.linear_1.weight" in shapes:
-        entries["addition_embed_type"] = "text_time"
-        entries["projection_class_embeddings_input_dim"] = shape("add_embedding.linear_1.weight")[1]
-        entries.setdefault("cross_attention_dim", 2048)  # the small SDXL networks have no attention to ask
-    return {**entries, **_PUBLISHED.get((widths, entries.get("cross_attention_dim", 0)), {})}
+    return entries
 
 
 def copy_encoder(

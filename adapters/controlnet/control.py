@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from controlkit.adapters.controlnet.model import ControlNet, skip_channels
+from controlkit.adapters.blocks.encoder_copy import hint_factor, refuse_other_base
+from controlkit.adapters.controlnet.model import ControlNet
 from controlkit.binding import (
     Borrowed,
     BoundMap,
@@ -19,7 +20,6 @@ from controlkit.binding import (
     spread,
 )
 from controlkit.contracts import Active, Residuals, RunInfo, Slot, Step, Target
-from controlkit.errors import BaseMismatch
 from controlkit.strength import Strength
 
 
@@ -29,15 +29,22 @@ class ControlNetControl:
 
     Per acting step it costs one forward of the network for all rows it acts on; per run one of the hint
     encoder for each distinct map.
+
+    Args:
+        module: The network.
+        map: What it reads.
+        strength: Its scale, window, mode and region.
+        called: What reports and errors call it, where that is not told by the module.
     """
 
     module: ControlNet
     map: BoundMap
     strength: Strength
+    called: str = ""
 
     @property
     def name(self) -> str:
-        return name_of(self.module)
+        return self.called or name_of(self.module)
 
     @property
     def slots(self) -> frozenset[Slot]:
@@ -45,28 +52,11 @@ class ControlNetControl:
 
     def check(self, target: Target) -> None:
         refuse_meta(self.module, self.name)
-        config = self.module.config
-        pooled = config.projection_class_embeddings_input_dim if config.addition_embed_type else None
-        ours = (
-            config.in_channels,
-            config.cross_attention_dim,
-            skip_channels(config.block_out_channels, config.layers_per_block),
-            pooled,
-        )
-        theirs = (target.channels, target.token_dim, target.skip_channels, target.added_dim)
-        if ours != theirs:
-            levels = "/".join(map(str, config.block_out_channels))
-            raise BaseMismatch(
-                self.name,
-                found=f"a ControlNet for {self.module.base} (tokens {config.cross_attention_dim} wide,"
-                f" levels {levels}, latents of {config.in_channels} channels)",
-                expected=f"one for {target.describe()} with latents of {target.channels} channels",
-                fix="Use the module made for this base model, or the base model it was made for.",
-            )
+        refuse_other_base(self.name, "a ControlNet", self.module.config, target)
 
     def prepare(self, run: RunInfo) -> Active:
         net = self.module
-        factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+        factor = hint_factor(net.config)
         maps, notes = self.map.fitted(self.name, run, (run.height * factor, run.width * factor))
         borrowed = Borrowed(net, run)
         counts = {"hint": 0, "forward": 0}

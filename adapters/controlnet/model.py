@@ -10,56 +10,32 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from controlkit.adapters.blocks import (
-    DownBlock,
-    MidBlock,
-    ResnetBlock,
-    SpatialTransformer,
-    TimeMlp,
-    sinusoids,
+from controlkit.adapters.blocks import TimeMlp
+from controlkit.adapters.blocks.encoder_copy import (
+    HintEncoder,
+    check_features,
+    check_map,
+    down_block,
+    mid_block,
+    size_conditions,
+    skip_channels,
+    time_angles,
+    zero_conv,
 )
-from controlkit.adapters.blocks.encoder import Downsample
-from controlkit.adapters.controlnet.config import ATTENDING, ControlNetConfig
+from controlkit.adapters.controlnet.config import ControlNetConfig
 from controlkit.contracts import Residuals
-from controlkit.errors import BatchMismatch, HintError, ParameterError
+from controlkit.errors import ParameterError
 from controlkit.module import MapModule
 
 if TYPE_CHECKING:
     from controlkit.binding import BoundMap
     from controlkit.contracts import Control
     from controlkit.strength import Strength
-
-
-class HintEncoder(nn.Module):
-    """Control map (batch, channels, H, W) to features (batch, width, h, w) as large as the latents.
-
-    Args:
-        channels: Of the map.
-        widths: Of the convolutions; each after the first halves the size.
-        width: Of the features, which are zero before training.
-    """
-
-    def __init__(self, channels: int, widths: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.blocks = nn.ModuleList()
-        for before, after in pairwise(widths):
-            self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
-            self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
-        self.conv_out = _zero_conv(widths[-1], width, 3)
-
-    def forward(self, control_map: Tensor) -> Tensor:
-        features = F.silu(self.conv_in(control_map))
-        for block in self.blocks:
-            features = F.silu(block(features))
-        return self.conv_out(features)
 
 
 class ControlNet(MapModule):
@@ -89,12 +65,12 @@ class ControlNet(MapModule):
         self.controlnet_cond_embedding = HintEncoder(
             config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
         )
-        self.down_blocks = nn.ModuleList(_down_block(config, level, time_dim) for level in range(len(widths)))
-        self.mid_block = _mid_block(config, time_dim)
+        self.down_blocks = nn.ModuleList(down_block(config, level, time_dim) for level in range(len(widths)))
+        self.mid_block = mid_block(config, time_dim)
         self.controlnet_down_blocks = nn.ModuleList(
-            _zero_conv(channels, channels) for channels in skip_channels(widths, config.layers_per_block)
+            zero_conv(channels, channels) for channels in skip_channels(widths, config.layers_per_block)
         )
-        self.controlnet_mid_block = _zero_conv(widths[-1], widths[-1])
+        self.controlnet_mid_block = zero_conv(widths[-1], widths[-1])
 
     @property
     def base(self) -> str:
@@ -155,14 +131,7 @@ class ControlNet(MapModule):
         Raises:
             HintError: It has another number of channels.
         """
-        channels = self.config.conditioning_channels
-        if control_map.ndim != 4 or control_map.shape[1] != channels:
-            raise HintError(
-                "control_map",
-                found=f"shape {tuple(control_map.shape)}",
-                expected=f"(batch, {channels}, height, width)",
-                fix="Give RGB in [0, 1]; repeat a gray map's channel, drop an alpha channel.",
-            )
+        check_map(self.config, control_map, "control_map")
         if self.config.controlnet_conditioning_channel_order == "bgr":
             control_map = control_map.flip(1)
         return self.controlnet_cond_embedding(control_map)
@@ -177,53 +146,17 @@ class ControlNet(MapModule):
             )
         features = hint if control_map is None else self.encode_hint(control_map.to(sample.dtype))
         assert features is not None
-        if features.shape[1:] != sample.shape[1:]:
-            size = tuple(sample.shape[-2:])
-            factor = 2 ** (len(self.config.conditioning_embedding_out_channels) - 1)
-            raise HintError(
-                "control_map" if hint is None else "hint",
-                found=f"{tuple(features.shape[1:])} once encoded",
-                expected=f"{tuple(sample.shape[1:])}, as latents are {size[0]}x{size[1]}",
-                fix=f"The map must be {factor} times as large as the latents: "
-                f"{factor * size[0]}x{factor * size[1]}.",
-            )
-        _check_rows("control_map" if hint is None else "hint", features, sample.shape[0], one=True)
+        check_features(self.config, features, sample, "control_map" if hint is None else "hint")
         return features
 
     def _embed_time(
         self, latents: Tensor, timesteps: Tensor | float, added: Mapping[str, Tensor] | None
     ) -> Tensor:
         """(batch, 4 * width): time, and with SDXL sizes and pooled text, after the SiLU all blocks share."""
-        config, rows = self.config, latents.shape[0]
-        steps = torch.as_tensor(timesteps, device=latents.device).reshape(-1)
-        _check_rows("timesteps", steps, rows, one=True)
-        angles = sinusoids(
-            steps.expand(rows),
-            config.block_out_channels[0],
-            cosine_first=config.flip_sin_to_cos,
-            shift=config.freq_shift,
-        )
-        time = self.time_embedding(angles.to(latents.dtype))
-        if config.addition_embed_type:
-            missing = [key for key in ("text_embeds", "time_ids") if key not in (added or {})]
-            if missing or added is None:
-                raise ParameterError(
-                    "added",
-                    found=f"no {' and no '.join(missing)}",
-                    expected="text_embeds and time_ids, as in diffusers' added_cond_kwargs",
-                    fix="SDXL networks need the pooled text (rows, 1280) and the size ids (rows, 6).",
-                )
-            pooled, ids = added["text_embeds"], added["time_ids"]
-            _check_rows("added text_embeds", pooled, rows)
-            _check_rows("added time_ids", ids, rows)
-            sizes = sinusoids(
-                ids.flatten(),
-                config.addition_time_embed_dim or 0,
-                cosine_first=config.flip_sin_to_cos,
-                shift=config.freq_shift,
-            )
-            parts = torch.cat([pooled, sizes.reshape(rows, -1)], dim=-1)
-            time = time + self.add_embedding(parts.to(time.dtype))
+        time = self.time_embedding(time_angles(self.config, latents, timesteps))
+        if self.config.addition_embed_type:
+            sizes = size_conditions(self.config, added, latents.shape[0], time.dtype)
+            time = time + self.add_embedding(sizes)
         return F.silu(time)
 
     @property
@@ -237,6 +170,19 @@ class ControlNet(MapModule):
 
     def config_entries(self) -> dict[str, Any]:
         return self.config.to_dict()
+
+    def original_state(self) -> dict[str, Tensor]:
+        """Its weights as the web UIs read them: under the first implementation's names.
+
+        They begin with ``control_model.``, as in the files of ControlNet 1.1. The layout has no place for a
+        config: sizes of no published family need ``config={"num_heads": …}`` when loaded again.
+
+        Raises:
+            Unsupported: The first implementation cannot build this network.
+        """
+        from controlkit.adapters.controlnet.original import original_state
+
+        return original_state(self)
 
     @classmethod
     def from_unet(
@@ -266,71 +212,3 @@ class ControlNet(MapModule):
         from controlkit.adapters.controlnet.checkpoint import copy_encoder
 
         return copy_encoder(cls, unet, config, hint_channels, conditioning_channels)
-
-
-def skip_channels(widths: tuple[int, ...], layers: int) -> tuple[int, ...]:
-    """Channels of each skip connection of a U-Net, in its order: conv_in, then blocks and downsampler."""
-    channels = [widths[0]]
-    for level, width in enumerate(widths):
-        channels += [width] * (layers + (level < len(widths) - 1))
-    return tuple(channels)
-
-
-def _zero_conv(inputs: int, outputs: int, size: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-    nn.init.zeros_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
-def _transformer(config: ControlNetConfig, level: int) -> SpatialTransformer:
-    return SpatialTransformer(
-        config.block_out_channels[level],
-        config.heads[level],
-        config.cross_attention_dim,
-        depth=config.depths[level],
-        groups=config.norm_num_groups,
-        linear=config.use_linear_projection,
-    )
-
-
-def _down_block(config: ControlNetConfig, level: int, time_dim: int) -> DownBlock:
-    widths, layers = config.block_out_channels, config.layers_per_block
-    width = widths[level]
-    inputs = [widths[max(0, level - 1)]] + [width] * (layers - 1)
-    resnets = [
-        ResnetBlock(before, width, time_dim, groups=config.norm_num_groups, eps=config.norm_eps)
-        for before in inputs
-    ]
-    attends = config.down_block_types[level] == ATTENDING
-    attentions = [_transformer(config, level) for _ in range(layers)] if attends else None
-    last = level == len(widths) - 1
-    return DownBlock(resnets, attentions, None if last else Downsample(width, config.downsample_padding))
-
-
-def _mid_block(config: ControlNetConfig, time_dim: int) -> MidBlock:
-    width = config.block_out_channels[-1]
-
-    def resnet() -> ResnetBlock:
-        return ResnetBlock(
-            width,
-            width,
-            time_dim,
-            groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            divisor=config.mid_block_scale_factor,
-        )
-
-    attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
-    return MidBlock(resnet, _transformer(config, len(config.block_out_channels) - 1) if attends else None)
-
-
-def _check_rows(what: str, value: Tensor, rows: int, *, one: bool = False) -> None:
-    if value.shape[0] != rows and not (one and value.shape[0] == 1):
-        raise BatchMismatch(
-            what,
-            found=f"{value.shape[0]} rows",
-            expected=f"{rows}, as many as latents" + (", or 1" if one else ""),
-            fix="Repeat it for both halves of classifier-free guidance.",
-        )

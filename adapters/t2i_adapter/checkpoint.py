@@ -1,4 +1,7 @@
-"""The weight files a `T2IAdapter` is read from. Only diffusers layout so far; shapes tell all of it."""
+"""`T2IAdapter` in diffusers layout, and as saved here where diffusers lacks the network; shapes tell it all.
+
+The original layouts are in `original.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from controlkit.adapters.t2i_adapter.model import T2IAdapter, T2IAdapterConfig
+from controlkit.adapters.t2i_adapter.config import T2IAdapterConfig
+from controlkit.adapters.t2i_adapter.model import T2IAdapter
 from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of
 
 if TYPE_CHECKING:
@@ -56,7 +60,8 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
     """Config entries that follow from the shapes.
 
     A full adapter has a convolution where a level widens. The one for SDXL differs from the others in
-    where it halves the size, which leaves no trace in shapes, and in folding 16x16 pixels, which does.
+    where it halves the size, which leaves a trace only where that is done by convolutions, and in folding
+    16x16 pixels, which does.
 
     Raises:
         Incomplete: A tensor that is needed for it is missing.
@@ -68,12 +73,22 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
     folded = shape("adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight")[1]
     last = "out_conv" if light else "resnets.0.block1"
     channels = tuple(shape(f"adapter.body.{level}.{last}.weight")[0] for level in levels)
+    halves = [level for level in levels if f"adapter.body.{level}.downsample.weight" in shapes]
+    variant: dict[str, Any] = {}
+    if light and channels[-1:] != channels[-2:-1]:
+        variant["last_channels"] = channels[-1]
+    elif not light:
+        variant["ksize"] = shape("adapter.body.0.resnets.0.block2.weight")[-1]
+        variant["sk"] = not any(".skep." in name for name in shapes)
+        variant["use_conv"] = bool(halves)
+    xl = halves == [2] or (folded in (256, 768) and not halves)
     # 64 or 192 for 8x8 pixels of 1 or 3 channels, 256 or 768 for 16x16.
-    factor = 16 if folded in (256, 768) else 8 if folded in (64, 192) else math.isqrt(max(1, folded // 3))
+    factor = 16 if xl else 8 if folded in (64, 192) or halves else math.isqrt(max(1, folded // 3))
     return {
         "in_channels": max(1, folded // factor**2),
         "channels": channels[:-1] if light else channels,
         "num_res_blocks": count(shapes, r"adapter\.body\.0\.resnets\.(\d+)\."),
         "downscale_factor": factor,
         "adapter_type": "light_adapter" if light else "full_adapter_xl" if factor == 16 else "full_adapter",
+        **variant,
     }

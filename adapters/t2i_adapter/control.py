@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from controlkit.adapters.t2i_adapter.model import T2IAdapter, T2IAdapterConfig
+from controlkit.adapters.t2i_adapter.config import T2IAdapterConfig
+from controlkit.adapters.t2i_adapter.model import T2IAdapter
 from controlkit.binding import (
     Borrowed,
     BoundMap,
@@ -72,25 +73,36 @@ class T2IAdapterControl:
                 borrowed.ready()
                 counts["forward"] += 1
                 padded = functional.pad(maps, short) if any(short) else maps
-                made.append(net(padded.to(run.device, borrowed.dtype)))
+                made.append(net(padded.to(run.device, borrowed.dtype), round_up=True))
                 borrowed.back()
             return tuple(spread(level, step) for level in made[0])
 
         shared = PerBranches(features)
         return Active(
             residuals=lambda step: Residuals(encoder=shared.get(step)),
-            notes=(*notes, *borrowed.notes()),
+            notes=(*notes, *borrowed.notes(), *_rounding(net.config, (height, width))),
             counts=counts,
             close=borrowed.back,
         )
 
 
+def _rounding(config: T2IAdapterConfig, pixels: tuple[int, int]) -> tuple[str, ...]:
+    """A remark where the original would round sizes down, which fits no U-Net."""
+    halvings = max(_halvings(config))
+    odd = any(-(-side // config.downscale_factor) % 2**halvings for side in pixels)
+    floors = config.pooling == "floor" and not config.use_conv
+    return ("odd sizes rounded up, where the original stops with an error",) if odd and floors else ()
+
+
+def _halvings(config: T2IAdapterConfig) -> list[int]:
+    xl = config.adapter_type == "full_adapter_xl"
+    return [int(level >= 2) if xl else level for level in range(len(config.feature_channels))]
+
+
 def feature_shapes(config: T2IAdapterConfig, pixel_scale: int) -> list[tuple[int, float]]:
     """Channels of each feature, and its size as latent size divided by this."""
-    channels = config.channels
-    if config.adapter_type == "light_adapter":
-        channels = (*channels, channels[-1])
-    xl = config.adapter_type == "full_adapter_xl"
-    halvings = [int(level >= 2) if xl else level for level in range(len(channels))]
     first = config.downscale_factor / pixel_scale
-    return [(width, first * 2**times) for width, times in zip(channels, halvings, strict=True)]
+    return [
+        (width, first * 2**times)
+        for width, times in zip(config.feature_channels, _halvings(config), strict=True)
+    ]

@@ -1,23 +1,23 @@
 """The T2I-Adapter networks: a control map in, one feature map per level of the U-Net's encoder out.
 
-What it does during a run is in `control.py`.
+What can be built is in `config.py`, what it does during a run in `control.py`.
 
 Source:
     Mou et al. (2023), arXiv:2302.08453, section 3.3; operations and parameter names of diffusers 0.42
-    `models/adapter.py`, to the bit in float32 on CPUs.
+    `models/adapter.py`, to the bit in float32 on CPUs. What diffusers lacks (wide kernels, learned shortcuts
+    and downsampling) as in TencentARC/T2I-Adapter@16bba674 `ldm/modules/encoders/adapter.py`, and
+    @c408b059 `Adapter/models/adapters.py` for SDXL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from controlkit.checkpoints.config import Keys, as_dict, parse, validate
-from controlkit.errors import ConfigError, HintError
+from controlkit.adapters.t2i_adapter.config import T2IAdapterConfig
+from controlkit.errors import HintError
 from controlkit.module import MapModule
 
 if TYPE_CHECKING:
@@ -25,86 +25,60 @@ if TYPE_CHECKING:
     from controlkit.contracts import Control
     from controlkit.strength import Strength
 
-_BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (96, 144): "embedded"}
-
-
-@dataclass(frozen=True)
-class T2IAdapterConfig:
-    """The config keys of diffusers' ``T2IAdapter``, with its defaults.
-
-    Args:
-        in_channels: Channels of the control map: 1 for line maps of the first models, else 3.
-        channels: Of each feature map. ``light_adapter`` repeats the last.
-        num_res_blocks: Residual blocks per level.
-        downscale_factor: Side of the pixel blocks that are folded into channels: 8, or 16 for SDXL.
-        adapter_type: ``full_adapter``, ``light_adapter`` or ``full_adapter_xl``.
-    """
-
-    in_channels: int = 3
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    num_res_blocks: int = 2
-    downscale_factor: int = 8
-    adapter_type: Literal["full_adapter", "light_adapter", "full_adapter_xl"] = "full_adapter"
-
-    def __post_init__(self) -> None:
-        validate(self)
-        narrow = self.adapter_type == "light_adapter" and min(self.channels) < 4
-        uneven = self.adapter_type == "full_adapter_xl" and len(set(self.channels[2:])) > 1
-        if narrow or uneven:
-            raise ConfigError(
-                "config channels",
-                found=str(list(self.channels)),
-                expected="at least 4 each" if narrow else "the same from the third on, as SDXL's encoder has",
-                fix="Use the config.json that came with the weights.",
-            )
-
-    @property
-    def base(self) -> str:
-        """The base model this fits: SD 1 and SD 2 have the same encoder, so both are ``sd1``."""
-        if self.adapter_type == "full_adapter_xl":
-            return "sdxl" if self.channels == (320, 640, 1280, 1280) else "other"
-        return _BASES.get(self.channels, "other")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], what: str = "config") -> T2IAdapterConfig:
-        """Read the entries of a config.json; see `parse` for the errors."""
-        return parse(cls, values, Keys(classes=("T2IAdapter",)), what)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entries of a config.json that diffusers reads."""
-        return as_dict(self, "T2IAdapter")
-
 
 class _Residual(nn.Module):
-    """Convolution, ReLU, convolution, with a shortcut."""
+    """Convolution, ReLU, convolution, with a shortcut; ``own`` puts a convolution before and on the shortcut.
 
-    def __init__(self, channels: int, last_kernel: int) -> None:
+    The shortcut starts after the first of these (TencentARC/T2I-Adapter@16bba674, `ResnetBlock`).
+    """
+
+    def __init__(self, inputs: int, channels: int, kernel: int, *, own: bool) -> None:
         super().__init__()
-        self.block1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.block2 = nn.Conv2d(channels, channels, last_kernel, padding=last_kernel // 2)
+        self.in_conv = _same(inputs, channels, kernel) if own else None
+        self.block1 = _same(channels, channels, 3)
+        self.block2 = _same(channels, channels, kernel)
+        self.skep = _same(channels, channels, kernel) if own else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block2(F.relu(self.block1(x))) + x
+        if self.in_conv is not None:
+            x = self.in_conv(x)
+        shortcut = x if self.skep is None else self.skep(x)
+        return self.block2(F.relu(self.block1(x))) + shortcut
 
 
 class _Level(nn.Module):
-    """Optional halving, optional 1x1 convolution, residual blocks, and in light adapters a way back."""
+    """Optional halving, optional convolution, residual blocks, and in light adapters a way back."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, down: bool, light: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, config: T2IAdapterConfig, *, down: bool) -> None:
         super().__init__()
         self.down = down
+        self.rounds_up = config.pooling == "ceil"
+        light = config.adapter_type == "light_adapter"
         width = outputs // 4 if light else outputs
-        self.in_conv = nn.Conv2d(inputs, width, 1) if light or inputs != outputs else None
-        self.resnets = nn.Sequential(*(_Residual(width, 3 if light else 1) for _ in range(blocks)))
+        kernel = 3 if light else config.ksize
+        learned = down and config.use_conv
+        self.downsample = nn.Conv2d(inputs, inputs, 3, stride=2, padding=1) if learned else None
+        meets = light or (config.sk and inputs != outputs)
+        self.in_conv = _same(inputs, width, 1 if light else kernel) if meets else None
+        first = width if config.sk else inputs
+        widths = (first, *[width] * (config.num_res_blocks - 1))
+        self.resnets = nn.Sequential(*(_Residual(w, width, kernel, own=not config.sk) for w in widths))
         self.out_conv = nn.Conv2d(width, outputs, 1) if light else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.down:
-            x = F.avg_pool2d(x, 2, ceil_mode=True)
+    def forward(self, x: Tensor, round_up: bool) -> Tensor:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.down:
+            x = F.avg_pool2d(x, 2, ceil_mode=round_up or self.rounds_up)
         if self.in_conv is not None:
             x = self.in_conv(x)
         x = self.resnets(x)
         return x if self.out_conv is None else self.out_conv(x)
+
+
+def _same(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """A convolution that keeps the size."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
 
 class _Body(nn.Module):
@@ -113,25 +87,25 @@ class _Body(nn.Module):
     def __init__(self, config: T2IAdapterConfig) -> None:
         super().__init__()
         light = config.adapter_type == "light_adapter"
-        widths = config.channels
+        xl = config.adapter_type == "full_adapter_xl"
         folded = config.in_channels * config.downscale_factor**2
-        self.conv_in = None if light else nn.Conv2d(folded, widths[0], 3, padding=1)
-        before = (folded if light else widths[0], *widths)
-        after = (*widths, widths[-1]) if light else widths
+        widths = config.feature_channels
+        self.conv_in = None if light else _same(folded, widths[0], 3)
         self.body = nn.ModuleList()
-        for level, (inputs, outputs) in enumerate(zip(before, after, strict=False)):
-            xl = config.adapter_type == "full_adapter_xl"
+        inputs = folded if light else widths[0]
+        for level, outputs in enumerate(widths):
             if xl and level not in (1, 2):
                 inputs = outputs
             down = level == 2 if xl else level > 0
-            self.body.append(_Level(inputs, outputs, config.num_res_blocks, down=down, light=light))
+            self.body.append(_Level(inputs, outputs, config, down=down))
+            inputs = outputs
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, round_up: bool) -> tuple[Tensor, ...]:
         if self.conv_in is not None:
             x = self.conv_in(x)
         features: list[Tensor] = []
         for level in self.body:
-            x = level(x)
+            x = level(x, round_up)
             features.append(x)
         return tuple(features)
 
@@ -158,16 +132,18 @@ class T2IAdapter(MapModule):
         """``sd1`` (SD 2 too), ``sdxl``, ``embedded`` or ``other``, told by type and widths."""
         return self.config.base
 
-    def forward(self, control_map: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, control_map: Tensor, *, round_up: bool = False) -> tuple[Tensor, ...]:
         """One feature map per level, at scale 1.
 
         Args:
             control_map: (batch, in_channels, H, W), in [0, 1], in the weights' dtype; both sides
                 multiples of ``downscale_factor``.
+            round_up: Halve odd sizes as a U-Net does, whatever ``config.pooling`` says.
 
         Returns:
             (batch, channels, h, w) per level. The first is H and W divided by ``downscale_factor``; each
-            next one is half that, rounded up (SDXL: the third alone is halved).
+            next one is half that (SDXL: the third alone is halved). An odd size is rounded up, or down
+            where ``config.pooling`` is ``floor``, as in the original; even sizes are the same either way.
 
         Raises:
             HintError: Another number of channels, or a side that does not divide.
@@ -189,7 +165,7 @@ class T2IAdapter(MapModule):
                 fix=f"Resize or pad it to {max(1, -(-height // factor)) * factor}"
                 f"x{max(1, -(-width // factor)) * factor}.",
             )
-        return self.adapter(F.pixel_unshuffle(control_map, factor))
+        return self.adapter(F.pixel_unshuffle(control_map, factor), round_up)
 
     @property
     def map_channels(self) -> int:
@@ -202,3 +178,16 @@ class T2IAdapter(MapModule):
 
     def config_entries(self) -> dict[str, Any]:
         return self.config.to_dict()
+
+    def original_state(self) -> dict[str, Tensor]:
+        """Its weights under the original names, without a prefix, as the published files have them.
+
+        The original rounds odd sizes down; that is not in the names, and is how they are read back.
+
+        Raises:
+            Unsupported: The original folds 8x8 pixels, or 16x16 for SDXL, and this module others.
+        """
+        from controlkit.adapters.t2i_adapter.original import original_names
+
+        state = self.state_dict()
+        return {new: state[name] for name, new in original_names(self.config, state).items()}

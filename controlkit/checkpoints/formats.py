@@ -76,13 +76,37 @@ def recognise(shapes: Shapes, what: str, *, config: Mapping[str, Any] | None = N
         name.startswith(("down_blocks.", "mid_block.", "adapter.")) for name in shapes
     ):
         return next(layout for layout in LAYOUTS if layout.kind == named and layout.layout == "diffusers")
+    if parts := _parts(shapes):
+        raise NotACheckpoint(
+            what,
+            found=f"several things in one file: {', '.join(parts)}"[:400],
+            expected="one of them, its names without what they begin with",
+            fix="Give a state dict with the one that you mean.",
+            code="CK-L19",
+        )
     raise NotACheckpoint(
         what,
         found=f"{len(shapes)} tensors of no known layout, such as {', '.join(sorted(shapes)[:3])!r:.200}",
-        expected="a ControlNet or a T2I-Adapter",
+        expected="a control for a U-Net",
         fix="Check that this is the right file.",
         code="CK-L20",
     )
+
+
+def _parts(shapes: Shapes) -> list[str]:
+    """What would be recognised if it were alone, and what its names begin with."""
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(f"{first}.", {})[rest] = shape
+    found: list[str] = []
+    for prefix, inner in parts.items():
+        joined = "\n" + "\n".join(inner) + "\n"
+        title = next((layout.title for layout in LAYOUTS if layout.matches(joined, inner)), None)
+        if title is not None:
+            found.append(f"{prefix!r:.60} ({title})")
+    return found
 
 
 def expect(layout: Layout, kind: str | None, what: str, shapes: Shapes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,9 @@ class CheckpointInfo:
         config: As config.json has it, or as far as shapes tell.
         keys: Number of tensors.
         loadable: Whether `controlkit.load` takes it.
+        title: What it is, in words, such as ``a LoRA``.
+        advice: What to do with it instead, where it is not loadable.
+        notes: What was unusual about the file.
     """
 
     source: str
@@ -70,6 +74,9 @@ class CheckpointInfo:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     keys: int = 0
     loadable: bool = False
+    title: str = ""
+    advice: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def inspect(
@@ -101,7 +108,7 @@ def inspect(
         header_only=True,
     ) as opened:
         shapes = opened.weights.shapes
-        prefix, _ = unwrap(shapes)
+        prefix, notes = unwrap(shapes)
         shapes = {name[len(prefix) :]: shape for name, shape in shapes.items()}
         layout = recognise(shapes, opened.what, config=opened.config)
         base, config = _describe(layout, shapes, opened.config)
@@ -116,6 +123,9 @@ def inspect(
             config={key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
             keys=len(shapes),
             loadable=layout.reader is not None,
+            title=layout.title,
+            advice="" if layout.reader is not None else layout.advice,
+            notes=(*opened.notes, *opened.weights.notes, *notes),
         )
 
 
@@ -145,5 +155,8 @@ def _describe(
     layout: Layout, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, Any]]:
     if layout.reader is not None:
-        return layout.load_reader().describe(layout.layout, shapes, config)
+        reader = layout.load_reader()
+        # It should not raise; but an odd checkpoint is what one wants to look at.
+        with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return reader.describe(layout.layout, shapes, config)
     return base_of(shapes), dict(config or {})

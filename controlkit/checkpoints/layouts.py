@@ -68,7 +68,13 @@ _CONTROLNET = f"{_ADAPTERS}controlnet.checkpoint"
 _T2I = f"{_ADAPTERS}t2i_adapter.checkpoint"
 _T2I_ORIGINAL = f"{_ADAPTERS}t2i_adapter.original"
 _LORA = "Load it with pipe.load_lora_weights()."
-_OTHER = "Use a ControlNet, a T2I-Adapter or an IP-Adapter."
+_FACES = "It reads face embeddings and changes the U-Net by a LoRA, which is not done here."
+_XS = (
+    "It and the U-Net take turns block by block, which residuals made beforehand cannot do; use diffusers' "
+    "StableDiffusionControlNetXSPipeline."
+)
+_LLLITE = "It changes what attention layers read, inside the U-Net; use a ControlNet or a T2I-Adapter."
+_FRAMES = "It is for AnimateDiff's frames; use diffusers' AnimateDiffSparseControlNetPipeline."
 
 
 def _four_dimensional(name: str) -> Callable[[Shapes], bool]:
@@ -80,14 +86,16 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("lora", "kohya", "a LoRA", ("^lora_te",), advice=_LORA),
     Layout("control-lora", "control-lora", "a Control-LoRA", ("^lora_controlnet",),
            reader=f"{_ADAPTERS}controlnet.relative", is_control=True),
-    Layout("controllllite", "kohya", "a ControlLLLite", ("^lllite_",), advice=_OTHER, is_control=True),
+    Layout("controllllite", "kohya", "a ControlLLLite", ("^lllite_",), advice=_LLLITE, is_control=True),
+    Layout("ip-adapter", "faceid", "an IP-Adapter for faces (FaceID)",
+           ("^image_proj.", "^ip_adapter.", "_lora."), advice=_FACES, is_control=True),
+    Layout("ip-adapter", "faceid", "an IP-Adapter for faces (FaceID)",
+           ("^image_proj.proj.0.", "^ip_adapter."), absent=("^image_proj.proj.3.",),
+           fits=lambda shapes: shapes.get("image_proj.proj.0.weight", (0, 0))[-1] == 512,
+           advice="It reads face embeddings, which are not made here.", is_control=True),
     Layout("lora", "diffusers", "a LoRA", (".lora_A.",), advice=_LORA),
     Layout("lora", "diffusers", "a LoRA", ("lora.down.",), advice=_LORA),
-    Layout("lora", "other", "a LoRA", ("lora_down.",), absent=("^image_proj.",), advice=_LORA),
-    Layout("ip-adapter", "faceid", "an IP-Adapter for faces (FaceID)",
-           ("^image_proj.", "^ip_adapter.", "_lora."),
-           advice="It reads face embeddings and changes the U-Net by a LoRA, which is not done here.",
-           is_control=True),
+    Layout("lora", "other", "a LoRA", ("lora_down.",), advice=_LORA),
     Layout("ip-adapter", "instantid", "an InstantID adapter", ("^image_proj.latents", "^ip_adapter."),
            fits=lambda shapes: shapes.get("image_proj.proj_in.weight", (0, 0))[-1] == 512,
            advice="It reads face embeddings; its ControlNet, in the folder beside it, loads as one.",
@@ -98,16 +106,25 @@ LAYOUTS: tuple[Layout, ...] = (
            ("^controlnet_cond_embedding.", "^task_embedding"),
            reader=f"{_ADAPTERS}controlnet_union.checkpoint", is_control=True),
     Layout("controlnet-xs", "diffusers", "a ControlNet-XS", ("^controlnet_cond_embedding.", "ctrl_"),
-           advice=_OTHER, is_control=True),
+           advice=_XS, is_control=True),
     Layout("controlnet-xs", "diffusers", "a ControlNet-XS", ("^control_to_base_for_conv_in.",),
-           advice=_OTHER, is_control=True),
+           advice=_XS, is_control=True),
+    Layout("controlnet-xs", "xs-original", "a ControlNet-XS in its original layout", ("enc_zero_convs_out.",),
+           advice=_XS, is_control=True),
+    Layout("ctrlora", "ctrlora", "a CtrLoRA", ("^control_model.", "lora_layer."),
+           advice="It changes a ControlNet of its own, which is not done here.", is_control=True),
+    Layout("controlnet-svd", "diffusers", "a ControlNet for Stable Video Diffusion",
+           ("^controlnet_cond_embedding.", "temporal_res_block."),
+           advice="It is for a U-Net of frames; use a ControlNet that was made for pictures.",
+           is_control=True),
+    Layout("brushnet", "diffusers", "a BrushNet", ("^brushnet_down_blocks.",),
+           advice="It adds to the U-Net's decoder layer by layer; use an inpainting ControlNet.",
+           is_control=True),
     Layout("sparsectrl", "diffusers", "a SparseCtrl encoder",
            ("^controlnet_cond_embedding.", "motion_modules."),
-           advice="It is for AnimateDiff's frames; use diffusers' AnimateDiffSparseControlNetPipeline.",
-           is_control=True),
+           advice=_FRAMES, is_control=True),
     Layout("sparsectrl", "diffusers", "a SparseCtrl encoder", ("^controlnet_down_blocks.", "motion_modules."),
-           advice="It is for AnimateDiff's frames; use diffusers' AnimateDiffSparseControlNetPipeline.",
-           is_control=True),
+           advice=_FRAMES, is_control=True),
     Layout("controlnet", "diffusers", "a ControlNet in diffusers layout",
            ("^controlnet_cond_embedding.", "^conv_in."), absent=("^up_blocks.",),
            fits=_four_dimensional("conv_in.weight"), reader=_CONTROLNET, is_control=True),
@@ -118,8 +135,12 @@ LAYOUTS: tuple[Layout, ...] = (
            fits=_four_dimensional("adapter.body.0.resnets.0.block1.weight"), reader=_T2I, is_control=True),
     Layout("controlnet-dit", "diffusers", "a ControlNet for a transformer (SD 3, FLUX, …)",
            ("^controlnet_blocks.",), advice="Use a ControlNet that was made for a U-Net."),
-    Layout("uni-controlnet", "diffusers", "Uni-ControlNet as saved here", ("^local.", "^tokens."),
+    Layout("uni-controlnet", "diffusers", "Uni-ControlNet as saved here",
+           ("^local.extractor.", "^local.controlnet_down_blocks."),
            reader=f"{_ADAPTERS}uni_controlnet.checkpoint", is_control=True),
+    Layout("uni-controlnet", "diffusers", "the global half of Uni-ControlNet as saved here",
+           ("^tokens.norm1.", "^tokens.ff2.net."), reader=f"{_ADAPTERS}uni_controlnet.checkpoint",
+           is_control=True),
     Layout("uni-controlnet", "uni-original", "Uni-ControlNet", ("^local_adapter.",),
            reader=f"{_ADAPTERS}uni_controlnet.checkpoint", is_control=True),
     Layout("uni-controlnet", "uni-original", "Uni-ControlNet", ("^global_adapter.",),

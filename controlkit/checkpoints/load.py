@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from controlkit.checkpoints.formats import Plan, Reader, expect, recognise, unwrap
+from controlkit.checkpoints.formats import Layout, Plan, Reader, expect, recognise, unwrap
 from controlkit.checkpoints.info import condition_of, main_dtype
+from controlkit.checkpoints.placing import FLOATS, Placer, check_dtypes, choose_dtype, usable_device
+from controlkit.checkpoints.shapes import Shapes
 from controlkit.checkpoints.sources import Opened, open_source, read_json
+from controlkit.checkpoints.weights import check_digest
 from controlkit.errors import (
-    CheckpointCorrupt,
+    CheckpointError,
     ConfigError,
+    ControlKitError,
     ControlKitWarning,
     Incomplete,
-    NonFinite,
     ParameterError,
     ShapeMismatch,
     Unsupported,
 )
 from controlkit.module import ControlModule
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_WIDENED = {
-    torch.float64: torch.float32,
-    torch.float8_e4m3fn: torch.float16,
-    torch.float8_e5m2: torch.float16,
-}
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of weights read so far and in all."""
 
 
 def load(
@@ -45,8 +48,12 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    sha256: str | None = None,
+    strict: bool = False,
+    allow_nonfinite: bool = False,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    progress: Progress | None = None,
 ) -> ControlModule:
     """Load a control from a hub id, a folder, a file or a state dict.
 
@@ -64,8 +71,14 @@ def load(
         revision: Branch, tag or commit on the hub; resolved once.
         dtype: Of the module; by default what the file holds (float32, float16 or bfloat16).
         device: Where to put it; by default the CPU.
+        sha256: What the SHA-256 of the weight file must be, in hexadecimal; of shards, the ``digest`` that
+            they were once loaded with. The only way to find a change of values that leaves them finite. A
+            pickle with another digest is not unpickled.
+        strict: Refuse tensors that belong to nothing, which are otherwise left out with a warning.
+        allow_nonfinite: Take NaN and infinite weights, with a warning, as for looking at what went wrong.
         local_files_only: Do not connect.
         allow_pickle: Unpickle code. Only for files you wrote yourself.
+        progress: Called with the bytes of weights read so far and in all.
 
     Returns:
         The module, in evaluation mode, without gradients, with ``source``, ``digest`` (SHA-256 of the
@@ -75,9 +88,10 @@ def load(
         CheckpointError: One of its subclasses says what is wrong: see `controlkit.errors`.
         ParameterError: An argument.
     """
-    if dtype is not None and dtype not in (*_FLOATS, torch.float64):
+    if dtype is not None and dtype not in (*FLOATS, torch.float64):
         raise ParameterError("dtype", found=str(dtype), expected="float32, float16 or bfloat16")
-    given = _given(config)
+    device = usable_device(device)
+    given, sha256 = given_config(config), _given_digest(sha256, source)
     with open_source(
         source,
         subfolder=subfolder,
@@ -85,6 +99,7 @@ def load(
         revision=revision,
         local_files_only=local_files_only,
         allow_pickle=allow_pickle,
+        sha256=sha256,
     ) as opened:
         weights = opened.weights
         prefix, notes = unwrap(weights.shapes)
@@ -95,25 +110,89 @@ def load(
         entries = (
             None if opened.config is None and given is None else {**(opened.config or {}), **(given or {})}
         )
-        plan = reader.plan(layout.layout, shapes, _checked(entries), opened.what)
-        module = _assemble(plan, opened, prefix, dtype, device, notes)
+        plan = _planned(reader, layout, shapes, checked_config(entries), opened.what)
+        module = assemble(
+            plan,
+            opened,
+            prefix,
+            dtype,
+            device,
+            notes,
+            strict=strict,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+        )
         _finish(module, opened, reader, notes)
     for note in module.notes:
         warnings.warn(f"{opened.what}: {note}", ControlKitWarning, stacklevel=2)
     return module
 
 
-def _assemble(
+def _planned(
+    reader: Reader, layout: Layout, shapes: Shapes, config: dict[str, Any] | None, what: str
+) -> Plan:
+    """The reader's plan; it meets every combination of shapes that a damaged file can have."""
+    try:
+        return reader.plan(layout.layout, shapes, config, what)
+    except ControlKitError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ShapeMismatch(
+            what,
+            found=f"shapes, or a config, of no possible {layout.kind} ({type(error).__name__}: {error})"[
+                :200
+            ],
+            expected=f"those of {layout.title}",
+            fix="Download it again, or give the config that fits these weights.",
+        ) from error
+
+
+def _built(plan: Plan, what: str) -> Any:
+    """The module on the meta device, where anything can be built that torch can describe."""
+    try:
+        with torch.device("meta"):
+            return plan.build()
+    except ControlKitError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{what}: config",
+            found=f"a network that cannot be built ({type(error).__name__}: {error})"[:200],
+            expected="one of possible sizes",
+            fix="Use the config.json that came with these weights.",
+        ) from error
+
+
+def assemble(
     plan: Plan,
     opened: Opened,
     prefix: str,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     notes: list[str],
+    *,
+    strict: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
 ) -> ControlModule:
+    """Build the module that a plan describes and fill it, completely or not at all.
+
+    Args:
+        plan: How.
+        opened: The weights.
+        prefix: What all their names begin with.
+        dtype: Of the module; None: what the file holds.
+        device: Where to put it.
+        notes: What was unusual is added.
+        strict: As for `load`.
+        allow_nonfinite: As for `load`.
+        progress: As for `load`.
+
+    Raises:
+        CheckpointError: A weight is missing, of another shape, not finite, or of no use.
+    """
     weights, what = opened.weights, opened.what
-    with torch.device("meta"):
-        module = plan.build()
+    module = _built(plan, what)
     targets = module.state_dict()
     names = {target: prefix + plan.names[target] for target in targets if target in plan.names}
     _check_names(names, targets, weights.shapes, what)
@@ -121,33 +200,56 @@ def _assemble(
     for start in plan.beside:
         extra = {name for name in extra if not name.startswith(prefix + start)}
     if extra:
-        first = ", ".join(sorted(extra)[:3])
-        notes.append(f"{len(extra)} tensors were not used, such as {first!r:.200}")
-    stored = next((item for item in _FLOATS if str(item) == main_dtype(opened)), None)
-    to = dtype or stored or torch.float32
-    for name in names.values():
-        if weights.dtypes[name] not in (*_FLOATS, *_WIDENED):
-            raise Unsupported(
-                f"{what}: {name!r:.100}",
-                found=f"dtype {str(weights.dtypes[name]).removeprefix('torch.')}",
-                expected="floating-point weights",
-                fix="Quantised weights need scales that this file does not say; use the original.",
-                code="CK-L27",
+        first = ", ".join(sorted(extra)[:5])
+        if strict:
+            raise CheckpointError(
+                what,
+                found=f"{len(extra)} tensors that belong to nothing: {first!r:.300}",
+                expected=f"the {len(names)} that are used and no other, as strict=True asks",
+                fix="Load it without strict, which leaves them out.",
+                code="CK-L23",
             )
-    found = {str(weights.dtypes[name]) for name in names.values()} - {str(to)}
-    if dtype is None and found:
-        if stored is None:
-            to = _WIDENED.get(next(iter({weights.dtypes[name] for name in names.values()})), to)
-        notes.append(
-            f"weights stored as {', '.join(sorted(found))} were converted to {to}".replace("torch.", "")
-        )
-    where = {source: target for target, source in names.items()}
-    state: dict[str, Tensor] = {}
-    for name, tensor in weights.read(where.keys()):
-        state[where[name]] = _place(tensor, to, device, f"{what}: {name!r:.100}")
+        notes.append(f"{len(extra)} tensors were not used, such as {first!r:.200}")
+    check_dtypes({target: weights.dtypes[name] for target, name in names.items()}, targets, what)
+    state = _read(opened, names, targets, (dtype, usable_device(device)), notes, allow_nonfinite, progress)
     module.load_state_dict(state, strict=True, assign=True)
-    assert not any(part.is_meta for part in (*module.parameters(), *module.buffers())), "weights left empty"
+    if empty := [name for name, part in module.named_buffers() if part.is_meta]:
+        raise Incomplete(
+            what, found=f"nothing for {empty[0]}", expected="all tensors", fix="Download it again."
+        )
     return module.eval().requires_grad_(False)
+
+
+def _read(
+    opened: Opened,
+    names: Mapping[str, str],
+    targets: Mapping[str, Tensor],
+    goal: tuple[torch.dtype | None, torch.device | None],
+    notes: list[str],
+    allow_nonfinite: bool,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """The tensors of ``names`` where the module has them, in its dtype and on its device."""
+    weights, (dtype, device) = opened.weights, goal
+    floats = {weights.dtypes[name] for target, name in names.items() if targets[target].is_floating_point()}
+    most = next((item for item in FLOATS if str(item) == main_dtype(opened)), None)
+    to, converted = choose_dtype(floats, most, dtype, device, opened.what)
+    placer = Placer(to, device, opened.what, allow_nonfinite=allow_nonfinite)
+    users: dict[str, list[str]] = {}
+    for target, name in names.items():
+        users.setdefault(name, []).append(target)
+    total = sum(math.prod(weights.shapes[name]) * weights.dtypes[name].itemsize for name in users)
+    state: dict[str, Tensor] = {}
+    done = 0
+    for name, tensor in weights.read(users.keys()):
+        for number, target in enumerate(users[name]):
+            kept = None if targets[target].is_floating_point() else targets[target].dtype
+            state[target] = placer.place(name, tensor if number == 0 else tensor.clone(), kept)
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    notes += [*converted, *placer.finish()]
+    return state
 
 
 def _check_names(
@@ -178,45 +280,28 @@ def _check_names(
         )
 
 
-def _place(tensor: Tensor, dtype: torch.dtype, device: torch.device | str | None, what: str) -> Tensor:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise Unsupported(what, found="a sparse or quantised tensor", expected="a plain one", code="CK-L27")
-    if tensor.is_meta:
-        raise Incomplete(what, found="a tensor without data (meta)", expected="weights", code="CK-L22")
-    _check_finite(tensor, what, "Such weights make every picture black; download the file again.")
-    placed = tensor.to(device=device, dtype=dtype, memory_format=torch.contiguous_format)
-    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-        _check_finite(placed, what, f"They do not fit into {dtype}; use bfloat16 or float32.")
-    return placed
-
-
-def _check_finite(tensor: Tensor, what: str, fix: str) -> None:
-    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(wide))).all():
-        count = int((~torch.isfinite(wide)).sum())
-        raise NonFinite(
-            what, found=f"{count} NaN or infinite values", expected="finite weights", fix=fix, code="CK-L25"
-        )
-
-
 def _finish(module: ControlModule, opened: Opened, reader: Reader, notes: list[str]) -> None:
     module.source = opened.what
-    module.digest = opened.weights.digest
-    if opened.sha256 is not None and module.digest is not None and module.digest != opened.sha256:
-        raise CheckpointCorrupt(
-            opened.what,
-            found=f"SHA-256 {module.digest[:16]}…",
-            expected=f"{opened.sha256[:16]}…, as the hub lists",
-            fix="Delete it from the cache and download it again.",
-            code="CK-L29",
-        )
+    module.digest = checked_digest(opened)
     condition: Any = condition_of(opened)
     module.condition = condition  # type: ignore[assignment]
     remarks = reader.remarks(module)
     module.notes = (*opened.notes, *opened.weights.notes, *notes, *remarks)  # type: ignore[assignment]
 
 
-def _given(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any] | None:
+def checked_digest(opened: Opened) -> str | None:
+    """SHA-256 of the weights that were read.
+
+    Raises:
+        CheckpointCorrupt: It is another than the caller or the hub names.
+    """
+    if opened.weights.digest is not None:
+        check_digest(opened.weights.digest, opened.sha256, opened.what)
+    return opened.weights.digest
+
+
+def given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any] | None:
+    """The entries of ``config=``, which may be the path of a JSON file."""
     if config is None or isinstance(config, Mapping):
         return None if config is None else dict(config)
     if not isinstance(config, str | os.PathLike):
@@ -226,7 +311,21 @@ def _given(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[st
     return read_json(Path(config), str(config))
 
 
-def _checked(entries: dict[str, Any] | None) -> dict[str, Any] | None:
+def _given_digest(sha256: str | None, source: object) -> str | None:
+    if sha256 is None:
+        return None
+    found = _DIGEST.fullmatch(sha256) if isinstance(sha256, str) else None
+    if found is None or isinstance(source, Mapping):
+        raise ParameterError(
+            "sha256",
+            found=f"{sha256!r:.80}" if found is None else "a state dict, which has none",
+            expected="64 hexadecimal digits, for a file",
+            fix="Compute it with: sha256sum FILE",
+        )
+    return found[1].lower()
+
+
+def checked_config(entries: dict[str, Any] | None) -> dict[str, Any] | None:
     """Refuse what a config must never ask for: code, other repositories, quantisation."""
     for key in entries or ():
         if key.strip("_").lower() in ("auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code"):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from controlkit.errors import CheckpointCorrupt, Unsupported
 
-MAX_HEADER = 8 << 20
+MAX_HEADER = 4 << 20
 """Bytes. The format allows 100 MB; 10 000 tensors, more than any model of this field, need under 2 MB."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
@@ -210,7 +210,10 @@ def _entry(name: str, value: Any, what: str) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 64:
         raise _bad(what, f"{name!r} with shape {shape!r:.60} at {offsets!r:.60}", "natural numbers", "CK-L06")
-    if dtype not in DTYPES:
+    if offsets[1] < offsets[0]:
+        found = f"{name!r:.200}, which begins at {offsets[0]} and ends at {offsets[1]}"
+        raise _bad(what, found, "tensors side by side", "CK-L06")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise Unsupported(
             f"{what}: {name!r:.100}",
             found=f"dtype {dtype!r:.40}",

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,15 @@ from controlkit.errors import SaveError
 if TYPE_CHECKING:
     from controlkit.module import ControlModule
 
+Progress = Callable[[int, int], None]
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
+_CHUNK = 16 << 20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def save_module(module: ControlModule, folder: str | Path) -> Path:
+def save_module(module: ControlModule, folder: str | Path, *, progress: Progress | None = None) -> Path:
     """Write ``config.json``, the weights and a model card in diffusers layout.
 
     All files are written beside their final names, brought to the disk, and only then renamed. A model
@@ -35,6 +38,7 @@ def save_module(module: ControlModule, folder: str | Path) -> Path:
     Args:
         module: Its state dict is written, in the dtypes it has.
         folder: Made where it does not exist.
+        progress: Called with the bytes written so far and in all.
 
     Returns:
         The folder.
@@ -49,16 +53,17 @@ def save_module(module: ControlModule, folder: str | Path) -> Path:
     files = [(folder / WEIGHTS, _serialise(state)), (folder / CONFIG, iter([text.encode()]))]
     if is_ours(folder / CARD):
         files.append((folder / CARD, iter([card_of(module).encode()])))
-    _write(files, sum(tensor.nbytes for tensor in state.values()))
+    _write(files, sum(tensor.nbytes for tensor in state.values()), progress)
     return folder
 
 
-def save_original(module: ControlModule, file: str | Path) -> Path:
+def save_original(module: ControlModule, file: str | Path, *, progress: Progress | None = None) -> Path:
     """Write one safetensors file with the names of the implementation that the weights come from.
 
     Args:
         module: What `ControlModule.original_state` gives is written.
         file: Its name ends in ``.safetensors``; its folder is made where it does not exist.
+        progress: Called with the bytes written so far and in all.
 
     Returns:
         The file.
@@ -73,7 +78,7 @@ def save_original(module: ControlModule, file: str | Path) -> Path:
             str(file), found=f"the ending {file.suffix!r}", expected=".safetensors", fix="Give such a name."
         )
     state = _state_of(module.original_state(), file)
-    _write([(file, _serialise(state))], sum(tensor.nbytes for tensor in state.values()))
+    _write([(file, _serialise(state))], sum(tensor.nbytes for tensor in state.values()), progress)
     return file
 
 
@@ -88,9 +93,12 @@ def _state_of(state: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def _write(files: list[tuple[Path, Iterator[bytes | memoryview]]], needed: int) -> None:
+def _write(
+    files: list[tuple[Path, Iterator[bytes | memoryview]]], needed: int, progress: Progress | None = None
+) -> None:
     """Write all files or none; ``needed`` is their size in bytes, for the error."""
     folder = files[0][0].parent
+    done = 0
     written: list[tuple[Path, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,10 @@ def _write(files: list[tuple[Path, Iterator[bytes | memoryview]]], needed: int) 
             written.append((temporary, final))
             with open(temporary, "wb") as file:
                 for part in parts:
-                    file.write(part)
+                    for begin in range(0, len(part), _CHUNK):
+                        done += file.write(part[begin : begin + _CHUNK])
+                        if progress is not None:
+                            progress(min(done, needed), needed)
                 file.flush()
                 os.fsync(file.fileno())
         for temporary, final in written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from controlkit.errors import ConfigError, Incomplete
+from controlkit.errors import ConfigError, Incomplete, ShapeMismatch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +25,25 @@ def shape_of(shapes: Shapes, name: str, what: str) -> tuple[int, ...]:
             code="CK-L22",
         )
     return shapes[name]
+
+
+def shape_of_rank(shapes: Shapes, name: str, rank: int, what: str) -> tuple[int, ...]:
+    """As `shape_of`, of a tensor that must have so many dimensions.
+
+    Raises:
+        Incomplete: It is not there.
+        ShapeMismatch: It has more or fewer.
+    """
+    shape = shape_of(shapes, name, what)
+    if len(shape) != rank:
+        raise ShapeMismatch(
+            f"{what}: {name}",
+            found=f"shape {list(shape)}",
+            expected=f"{rank} dimensions",
+            fix="Download it again.",
+            code="CK-L24",
+        )
+    return shape
 
 
 def count(shapes: Shapes, pattern: str) -> int:

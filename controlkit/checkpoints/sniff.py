@@ -11,6 +11,8 @@ from controlkit.errors import CheckpointCorrupt, FileError, NotACheckpoint, Unsu
 
 Format = Literal["safetensors", "zip", "pickle"]
 
+_SHORTEST = 10
+"""Bytes; an empty safetensors file has as many."""
 _OTHER_WEIGHTS = (
     (b"GGUF", "a GGUF file", "Convert it to safetensors, for example with stable-diffusion.cpp's converter."),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Load it with Keras and save its weights as safetensors."),
@@ -71,11 +73,20 @@ def sniff(file: IO[bytes], size: int, what: str) -> Format:
         )
     if head[:4] == b"PK\x03\x04":
         return "zip"
-    if head[8:9] == b"{" or (size < 9 and Path(what).suffix.lower() == ".safetensors"):
+    is_text = head[:1] == b"{" and b"\0" not in head[:8]  # JSON, and no length
+    if head[8:9] == b"{" and not is_text:
         return "safetensors"
     _refuse_others(head, what)
     if head[0] == 0x80 or _is_text_pickle(head):
         return "pickle"
+    if size < _SHORTEST:
+        raise CheckpointCorrupt(
+            what,
+            found=f"{size} bytes",
+            expected=f"at least {_SHORTEST}",
+            fix="The file is cut off. Download it again.",
+            code="CK-L01",
+        )
     if Path(what).suffix.lower() == ".safetensors":
         raise CheckpointCorrupt(
             what,
@@ -102,20 +113,25 @@ def _refuse_others(head: bytes, what: str) -> None:
             what,
             found="a tar archive, as torch wrote before version 0.4, or another one",
             expected="safetensors",
-            fix="Unpack it, or save its weights again with a current torch.",
+            fix="Unpack it; or load it once with torch.load of the torch that wrote it, and save it as "
+            "safetensors.",
             code="CK-L17",
         )
-    if head[0] in (0xDE, 0xDF) or (0x81 <= head[0] <= 0x8F and 0xA0 <= head[1] <= 0xD9):
+    if head[0] in (0xDE, 0xDF) or (0x81 <= head[0] <= 0x8F and 0xA0 <= (head + bytes(1))[1] <= 0xD9):
         raise Unsupported(
             what,
             found="what looks like MessagePack, as Flax writes",
             expected="safetensors",
-            fix="Load it with diffusers' from_flax=True and save it again.",
+            fix="Load it with diffusers' from_flax=True and write it with save_pretrained().",
             code="CK-L17",
         )
-    if head[0] == 0x08 and (b"pytorch" in head[:64] or b"onnx" in head[:64].lower()):
+    if _is_onnx(head):
         raise Unsupported(
-            what, found="an ONNX model", expected="safetensors", fix="Give the original.", code="CK-L17"
+            what,
+            found="an ONNX model",
+            expected="safetensors",
+            fix="Give the weights that it was exported from; onnx.numpy_helper reads its own.",
+            code="CK-L17",
         )
     for magic, name, fix in _OTHER_FILES:
         if head.startswith(magic):
@@ -123,11 +139,19 @@ def _refuse_others(head: bytes, what: str) -> None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
         name, fix = "a web page", "The download went wrong: check the address, and whether it needs a login."
-    elif text.startswith((b"{", b"[")):
+    elif text.startswith((b"{", b"[")) and b"\0" not in head:
         name, fix = "JSON text", "Give the weight file or its folder, not a config or an error message."
     else:
         return
     raise NotACheckpoint(what, found=name, expected="a weight file", fix=fix, code="CK-L11")
+
+
+def _is_onnx(head: bytes) -> bool:
+    """A protocol buffer with a small version number, then its producer's name or the graph."""
+    if head[0] != 0x08 or len(head) < 10 or not 1 <= head[1] <= 32:
+        return False
+    producer = head[4 : 4 + head[3]]
+    return head[2] == 0x3A or (head[2] == 0x12 and producer.isascii())
 
 
 def _is_text_pickle(head: bytes) -> bool:

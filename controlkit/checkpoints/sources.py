@@ -17,11 +17,19 @@ from typing import Any
 from controlkit.checkpoints import hub
 from controlkit.checkpoints.sniff import open_regular
 from controlkit.checkpoints.weights import HeaderOnly, InMemory, Weights, open_weights
-from controlkit.errors import CheckpointCorrupt, ConfigError, ControlKitError, FileError, ParameterError
+from controlkit.errors import (
+    CheckpointCorrupt,
+    ConfigError,
+    ControlKitError,
+    FileError,
+    ParameterError,
+    ShardError,
+)
 
 _STEM = "diffusion_pytorch_model"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON = 4 << 20
+_NUMBER = re.compile(r"-\d+-of-\d+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -34,7 +42,7 @@ class Opened:
         config: Its config.json; None where there is none.
         what: Its name, for errors and reports.
         notes: What was unusual about finding it.
-        sha256: What the hub says the weight file's digest is, where it does.
+        sha256: What the digest of the weight file must be, where the caller or the hub says so.
     """
 
     weights: Weights
@@ -54,10 +62,12 @@ def open_source(
     local_files_only: bool = False,
     allow_pickle: bool = False,
     header_only: bool = False,
+    sha256: str | None = None,
 ) -> Iterator[Opened]:
     """Open whatever a user names; files stay open inside the ``with``.
 
     With ``header_only`` a safetensors file on the hub is not downloaded; its weights cannot be read then.
+    With ``sha256`` a pickle with another digest is not unpickled; other files are for `load` to compare.
 
     Raises:
         FileError: There is no such file, folder or repository.
@@ -82,10 +92,15 @@ def open_source(
                 config = found.folder / (subfolder or "") / "config.json" if found.folder.name else None
                 yield Opened(HeaderOnly(found.tensors), _read_config(config), what)
                 return
-            paths, config = _paths(found.folder, subfolder, weight_name, what)
+            paths, config, listed = _paths(found.folder, subfolder, weight_name, what)
             entries = _read_config(config)
-            weights = open_weights(paths, stack, allow_pickle=allow_pickle)
-            yield Opened(weights, entries, what, found.notes, found.sha256 if len(paths) == 1 else None)
+            expected = sha256 or (found.sha256 if len(paths) == 1 else None)
+            try:
+                weights = open_weights(paths, stack, allow_pickle=allow_pickle, sha256=expected)
+            except CheckpointCorrupt as error:
+                raise _with_digest(error, expected) from None
+            _check_index(paths, weights, listed)
+            yield Opened(weights, entries, what, found.notes, expected)
     except OSError as error:
         if isinstance(error, ControlKitError):
             raise
@@ -96,6 +111,28 @@ def open_source(
             fix="Check the disk and the permissions.",
             code="CK-L35",
         ) from error
+
+
+def _with_digest(error: CheckpointCorrupt, sha256: str | None) -> CheckpointCorrupt:
+    """The same error, with what the whole file's digest would be."""
+    if sha256 is None or sha256 in str(error):
+        return error
+    fix = f"{error.fix} The whole file has SHA-256 {sha256}."
+    return CheckpointCorrupt(error.what, found=error.found, expected=error.expected, fix=fix, code=error.code)
+
+
+def _check_index(paths: list[Path], weights: Weights, listed: Mapping[str, str]) -> None:
+    """A shard index must list the tensors that its shards hold."""
+    if not listed:
+        return
+    if different := sorted(listed.keys() ^ weights.shapes.keys()):
+        name = different[0]
+        raise ShardError(
+            str(paths[0].parent),
+            found=f"{name!r:.100}, which is only in the {'index' if name in listed else 'shards'}",
+            expected=f"the tensors that the index lists, in its {len(paths)} shards",
+            fix=f"Download {listed.get(name, 'all shards')!r:.100} and the index again.",
+        )
 
 
 def _read_config(path: Path | None) -> dict[str, Any] | None:
@@ -136,15 +173,19 @@ def _locate(
 
 def _paths(
     place: Path, subfolder: str | None, weight_name: str | None, what: str
-) -> tuple[list[Path], Path | None]:
-    """The weight files, and where their config would be."""
+) -> tuple[list[Path], Path | None, Mapping[str, str]]:
+    """The weight files, where their config would be, and for shards the file of each tensor."""
     if not place.is_dir():
-        return [place], place.with_name("config.json") if place.name.startswith(_STEM) else None
+        return [place], place.with_name("config.json") if place.name.startswith(_STEM) else None, {}
     folder = place / (subfolder or "")
     if not folder.is_dir() or ".." in Path(subfolder or "").parts:
         raise FileError(what, found=f"no folder {subfolder!r} in it", fix="Check subfolder.", code="CK-L35")
     names = {entry.name for entry in folder.iterdir()}
-    return _files(folder, _choose(names, weight_name, what), what), folder / "config.json"
+    name = _choose(names, weight_name, what)
+    if not name.endswith(".json"):
+        return [folder / name], folder / "config.json", {}
+    listed = _read_index(folder / name)
+    return _shards(folder, name, listed, what), folder / "config.json", listed
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -210,17 +251,16 @@ def _choose(names: Collection[str], weight_name: str | None, what: str, subfolde
     )
 
 
-def _files(folder: Path, name: str, what: str) -> list[Path]:
-    """The file itself, or the shards that an index lists."""
-    if not name.endswith(".json"):
-        return [folder / name]
-    listed = read_json(folder / name, name).get("weight_map")
-    if (
-        not isinstance(listed, dict)
-        or not listed
-        or not all(isinstance(part, str) for part in listed.values())
-    ):
-        raise ConfigError(name, found="no weight_map", expected="names of shards", code="CK-L33")
+def _read_index(path: Path) -> dict[str, str]:
+    listed = read_json(path, path.name).get("weight_map")
+    is_map = isinstance(listed, dict) and all(isinstance(part, str) for part in listed.values())
+    if not is_map or not listed:
+        raise ConfigError(path.name, found="no weight_map", expected="names of shards", code="CK-L33")
+    return listed
+
+
+def _shards(folder: Path, index: str, listed: Mapping[str, str], what: str) -> list[Path]:
+    """The shards that an index lists: all there, none elsewhere, and no other of the same set."""
     roots = [folder.resolve()]
     # In the hub's cache every file of a snapshot is a link to a blob of the same repository.
     roots += [parent.parent / "blobs" for parent in roots[0].parents if parent.name == "snapshots"]
@@ -230,20 +270,27 @@ def _files(folder: Path, name: str, what: str) -> list[Path]:
         path = folder / part
         plain = part not in ("", ".", "..") and not re.search(r"[/\\\0:]", part)
         if not plain or not any(path.resolve().is_relative_to(root) for root in roots):
-            raise CheckpointCorrupt(
-                f"{what}: {name}",
+            raise ShardError(
+                f"{what}: {index}",
                 found=f"the shard {part!r:.80}, which lies outside",
                 expected="names of files beside the index",
                 fix="Do not use this folder: it points elsewhere.",
-                code="CK-L33",
             )
         if not path.is_file():
-            raise FileError(
-                f"{what}: {name}",
+            raise ShardError(
+                f"{what}: {index}",
                 found=f"no shard {part!r:.80}",
                 expected=f"all {len(set(listed.values()))} shards",
                 fix="Download the missing shard.",
-                code="CK-L33",
             )
         paths.append(path)
+    sets = {_NUMBER.sub("", path.name) for path in paths if _NUMBER.search(path.name)}
+    for entry in sorted(folder.iterdir()):
+        if entry not in paths and _NUMBER.search(entry.name) and _NUMBER.sub("", entry.name) in sets:
+            raise ShardError(
+                f"{what}: {index}",
+                found=f"the shard {entry.name!r:.80}, which it does not list",
+                expected=f"its {len(paths)} shards and no other of the same name",
+                fix="Remove what is left of another version, or download the index again.",
+            )
     return paths

@@ -45,6 +45,7 @@ def _options(
 
 
 def _register() -> None:
+    from controlkit.cli.convert import convert
     from controlkit.cli.demo import demo
     from controlkit.cli.detectors import detectors
     from controlkit.cli.generate import generate
@@ -52,8 +53,8 @@ def _register() -> None:
     from controlkit.cli.models import models
     from controlkit.cli.preprocess import preprocess
 
-    for command in (demo, generate, preprocess, detectors, inspect, models):
-        app.command(no_args_is_help=command in (generate, preprocess, inspect))(command)
+    for command in (demo, generate, preprocess, detectors, inspect, convert, models):
+        app.command(no_args_is_help=command in (generate, preprocess, inspect, convert))(command)
 
 
 _register()

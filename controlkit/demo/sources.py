@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from controlkit.embedded import Scene
 
 SIDE = 128
-SCENE_SEED = 23
+SCENE_SEED = 14
+"""The first held-out scene with a cube beside another solid."""
 COINS = (18, 0, 119, 101)
 """Two of the coins in scikit-image's photograph, as (left, top, right, bottom)."""
 
@@ -130,4 +132,8 @@ _SWAP = {
 
 def _other_colours(caption: str) -> str:
     """The same scene in other colours: what control keeps is the form."""
-    return " ".join(_SWAP.get(word, word) for word in caption.split())
+    words = [_SWAP.get(word, word) for word in caption.split()]
+    for index, (word, after) in enumerate(itertools.pairwise(words)):
+        if word in ("a", "an"):
+            words[index] = "an" if after[0] in "aeiou" else "a"
+    return " ".join(words)

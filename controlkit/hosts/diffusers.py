@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from controlkit.contracts import Branch, Residuals, Slot, Target
 from controlkit.errors import BatchMismatch, Busy, DeviceMismatch, NotApplicable, ParameterError
+from controlkit.hosts.attention import CrossAttention, cross_attention
 from controlkit.hosts.clock import CountingClock, SchedulerClock, Tick
 
 _ORDER: dict[str, tuple[Branch, ...]] = {
@@ -48,6 +49,7 @@ class DiffusersHost:
         self._name, self.unet = _find_unet(pipeline_or_unet)
         self.pipeline = None if pipeline_or_unet is self.unet else pipeline_or_unet
         self.core: nn.Module = getattr(self.unet, "_orig_mod", self.unet)
+        self.cross_attention = cross_attention(self.unet, self.core)
         self._given_scheduler = scheduler
         self.branches: tuple[Branch, ...] | None = tuple(branches) if branches is not None else None
         self._clock = SchedulerClock()
@@ -86,7 +88,7 @@ class DiffusersHost:
         """Describe the U-Net to controls."""
         has_decoder = self.pipeline is None or hasattr(self.pipeline, "vae") or hasattr(self.pipeline, "movq")
         scale = getattr(self.pipeline, "vae_scale_factor", 8) if has_decoder else 1
-        return target_of(cast(Any, self.core).config, self.scheduler, scale)
+        return target_of(cast(Any, self.core).config, self.scheduler, scale, self.cross_attention)
 
     def parameter(self) -> Tensor:
         """A floating-point parameter, for dtype."""
@@ -189,8 +191,8 @@ class DiffusersHost:
         return vae.decode((latents / config.scaling_factor + shift).to(parameter.dtype)).sample
 
 
-def target_of(config: Any, scheduler: Any = None, pixel_scale: int = 8) -> Target:
-    """Describe a ``UNet2DConditionModel`` from its config.
+def target_of(config: Any, scheduler: Any, pixel_scale: int, attention: CrossAttention) -> Target:
+    """Describe a ``UNet2DConditionModel`` from its config, and its cross-attention layers as they are.
 
     Source: the places are those of ``UNet2DConditionModel.forward`` in diffusers 0.42.1
     (``models/unets/unet_2d_condition.py``, "3. down" to "5. up").
@@ -221,11 +223,13 @@ def target_of(config: Any, scheduler: Any = None, pixel_scale: int = 8) -> Targe
         refusals["tokens"] = "This U-Net reads no prompt tokens."
     elif config.addition_embed_type in ("text", "text_image"):
         refusals["tokens"] = "This U-Net also pools the prompt's tokens, which extra tokens would change."
+    if attention.refusal is not None:
+        refusals["attention"] = attention.refusal
     if scheduler is None:
         refusals["noise"] = "Guidance needs the noise level: give attach the scheduler of your loop."
     elif getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "flow_prediction":
         refusals["noise"] = "Guidance is not defined for flow matching."
-    slots: tuple[Slot, ...] = ("tokens", "skips", "mid", "encoder", "noise")
+    slots: tuple[Slot, ...] = ("tokens", "skips", "mid", "encoder", "attention", "noise")
     prediction = getattr(scheduler, "config", {}).get("prediction_type", "epsilon")
     return Target(
         family=_family(config, token_dim),
@@ -245,6 +249,7 @@ def target_of(config: Any, scheduler: Any = None, pixel_scale: int = 8) -> Targe
         added_dim=getattr(config, "projection_class_embeddings_input_dim", None)
         if config.addition_embed_type == "text_time"
         else None,
+        attention=attention.layers,
     )
 
 
@@ -362,4 +367,4 @@ def _family(config: Any, token_dim: int | None) -> str:
 def _noisy_channels(config: Any, scheduler: Any) -> int:
     learned = str(getattr(scheduler, "config", {}).get("variance_type", "")).startswith("learned")
     half = config.out_channels // 2
-    return half if learned or (scheduler is None and config.in_channels == half) else config.out_channels
+    return half if learned or config.in_channels == half else config.out_channels

@@ -20,6 +20,7 @@ from controlkit.adapters.controlnet import ControlNet, ControlNetConfig
 from controlkit.adapters.controlnet.config import KEYS
 from controlkit.checkpoints import inspect, load
 from controlkit.errors import (
+    CheckpointError,
     ConfigError,
     ControlKitError,
     ControlKitWarning,
@@ -63,8 +64,8 @@ FAULTS: dict[str, tuple[Callable[[State], Any], type[Exception], str]] = {
     ),
     "half_missing": (lambda s: dict(list(s.items())[::2]), Incomplete, "without"),
     "shape": (lambda s: {**s, BLOCK: s[BLOCK][:, :4]}, ShapeMismatch, r"\[8, 4, 3, 3\].*\[8, 8, 3, 3\]"),
-    "transposed": (lambda s: {**s, BLOCK: torch.zeros(8, 8, 9)}, Exception, "adapter"),
-    "nan": (with_value(float("nan")), NonFinite, "block1.weight.*1 NaN"),
+    "transposed": (lambda s: {**s, BLOCK: torch.zeros(8, 8, 9)}, CheckpointError, "block1"),
+    "nan": (with_value(float("nan")), NonFinite, "in 1 tensor: .*block1.weight"),
     "inf": (with_value(float("-inf")), NonFinite, "block1.weight"),
     "int8": (cast(torch.int8), Unsupported, "int8"),
     "bool": (cast(torch.bool), Unsupported, "bool"),
@@ -113,25 +114,12 @@ KINDS: dict[str, tuple[dict[str, list[int]], str, type[Exception], str]] = {
         "AutoencoderKL",
     ),
     "text": ({"text_model.encoder.layers.0.mlp.fc1.bias": [1]}, "text-encoder", KindMismatch, "text encoder"),
-    "ip_adapter": (
-        {"image_proj.norm.bias": [1], "ip_adapter.1.to_k_ip.weight": [1]},
-        "ip-adapter",
-        KindMismatch,
-        "IP-",
-    ),
     "flux": (
         {"controlnet_blocks.0.bias": [1], "transformer_blocks.0.a": [1]},
         "controlnet-dit",
         KindMismatch,
         "U-Net",
     ),
-    "union": (
-        {"controlnet_cond_embedding.a": [1], "task_embedding": [1]},
-        "controlnet-union",
-        KindMismatch,
-        "union",
-    ),
-    "uni": ({"local_adapter.input_blocks.0.0.bias": [1]}, "uni-controlnet", Unsupported, "Uni-ControlNet"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,67 +14,25 @@ import torch
 from controlkit.checkpoints import inspect, load
 from controlkit.errors import (
     CheckpointCorrupt,
-    CheckpointError,
     ConfigError,
     ControlKitWarning,
     FileError,
-    NotACheckpoint,
     ParameterError,
-    Unsupported,
 )
-from tests.checkpoints.files import adapter, header, pack, state, write
+from tests.checkpoints.faults_places import sharded
+from tests.checkpoints.files import adapter, state, write
 
 STEM = "diffusion_pytorch_model"
-CONTENTS: dict[str, tuple[bytes, type[Exception], str]] = {
-    "lfs": (
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        NotACheckpoint,
-        "git lfs pull",
-    ),
-    "html": (b"<!DOCTYPE html><html>Sign in</html>", NotACheckpoint, "web page"),
-    "html_late": (b"\n  <html><body>", NotACheckpoint, "web page"),
-    "json": (b'{"error": "Repository not found"}', NotACheckpoint, "JSON"),
-    "png": (b"\x89PNG\r\n\x1a\n" + bytes(64), NotACheckpoint, "PNG"),
-    "numpy": (b"\x93NUMPY" + bytes(64), NotACheckpoint, "NumPy"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(64), NotACheckpoint, "Unpack"),
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(64), Unsupported, "GGUF"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(64), Unsupported, "HDF5"),
-    "tar": (b"a" * 257 + b"ustar" + bytes(64), Unsupported, "tar"),
-    "msgpack": (b"\x81\xa6params" + bytes(64), Unsupported, "MessagePack"),
-    "onnx": (b"\x08\x07\x12\x07pytorch" + bytes(64), Unsupported, "ONNX"),
-    "zeros": (bytes(512), CheckpointError, "begins with"),
-    "noise": (b"\xc3\x28\xa0\xa1 nothing", CheckpointError, "begins with"),
-}
 
 
-@pytest.mark.parametrize("case", CONTENTS)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".Safetensors", ""])
-def test_what_is_no_checkpoint_is_called_what_it_is(case: str, suffix: str, tmp_path: Path) -> None:
-    content, error, words = CONTENTS[case]
-    with pytest.raises(error, match=words):
-        load(write(tmp_path / f"x{suffix}", content))
-
-
-def test_what_is_no_file_never_waits(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.safetensors")
-    (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
+def test_what_is_no_source_is_called_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name, words in {
-        "pipe.safetensors": "pipe",
-        "dangling.safetensors": "no such file",
-        "empty": "no weight file",
-        "missing.safetensors": "no such file",
-        "a/b/c": "no such file",
-        "zero\0byte": "no such file",
-    }.items():
-        with pytest.raises(FileError, match=words):
-            load(tmp_path / name)
-    with pytest.raises(FileError):
-        load("/dev/zero")
+    with pytest.raises(FileError, match="no weight file"):
+        load(tmp_path / "empty")
+    with pytest.raises(FileError, match="not a hub id"):
+        load(tmp_path / "a/b/c")
     with pytest.raises(ParameterError, match="state_dict"):
         load(adapter())
-    with pytest.raises(FileError, match="device"):
-        load("/dev/null")
 
 
 @pytest.mark.parametrize(
@@ -114,52 +71,12 @@ def test_a_pipeline_folder_asks_for_its_subfolder(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def sharded(folder: Path) -> dict[str, str]:
-    """Two shards and their index; gives the index's map."""
-    from controlkit.checkpoints.save import _serialise
-
-    adapter().save(folder)
-    (folder / f"{STEM}.safetensors").unlink()
-    tensors, listed = state(), {}
-    for number, part in enumerate((list(tensors)[:5], list(tensors)[5:]), start=1):
-        name = f"{STEM}-0000{number}-of-00002.safetensors"
-        write(folder / name, b"".join(map(bytes, _serialise({key: tensors[key] for key in part}))))
-        listed |= dict.fromkeys(part, name)
-    write(folder / f"{STEM}.safetensors.index.json", json.dumps({"weight_map": listed}).encode())
-    return listed
-
-
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     sharded(tmp_path)
     module = load(tmp_path)
     assert all(torch.equal(state()[name], tensor) for name, tensor in module.state_dict().items())
     assert module.digest is not None
     assert inspect(tmp_path).keys == 10
-
-
-@pytest.mark.parametrize(
-    ("shard", "error"),
-    [
-        ("../secret.safetensors", CheckpointCorrupt),
-        ("/etc/passwd", CheckpointCorrupt),
-        ("..", CheckpointCorrupt),
-        ("a/../../b", CheckpointCorrupt),
-        ("link.safetensors", CheckpointCorrupt),
-        ("missing.safetensors", FileError),
-        ("", CheckpointCorrupt),
-        ("zero\0", CheckpointCorrupt),
-    ],
-)
-def test_an_index_cannot_point_elsewhere(shard: str, error: type[Exception], tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    listed = sharded(folder)
-    write(tmp_path / "secret.safetensors", pack(header({}), b""))
-    (folder / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    listed[next(iter(listed))] = shard
-    write(folder / f"{STEM}.safetensors.index.json", json.dumps({"weight_map": listed}).encode())
-    with pytest.raises(error, match="shard") as caught:
-        load(folder)
-    assert caught.value.code == "CK-L33"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -172,14 +89,6 @@ def test_a_malformed_index_is_refused(index: bytes, tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
-    listed = sharded(tmp_path)
-    first, second = sorted(set(listed.values()))
-    write(tmp_path / second, (tmp_path / first).read_bytes())
-    with pytest.raises(CheckpointCorrupt, match="another shard"):
-        load(tmp_path)
-
-
 class Hub:
     """A hub of one repository, in place of the network."""
 
@@ -189,7 +98,9 @@ class Hub:
         self.fetched: list[tuple[str, str]] = []
         self.error: Exception | None = None
 
-    def model_info(self, repository: str, *, revision: str | None, files_metadata: bool) -> Any:
+    def model_info(
+        self, repository: str, *, revision: str | None, files_metadata: bool, timeout: float
+    ) -> Any:
         self.asked.append(revision)
         if self.error is not None:
             raise self.error
@@ -257,7 +168,7 @@ def test_inspect_fetches_no_weights(hub: Hub, subfolder: str | None) -> None:
 def test_hub_digest_is_compared(hub: Hub) -> None:
     adapter().save(hub.folder)
     hub.sha256 = "0" * 64
-    with pytest.raises(CheckpointCorrupt, match="as the hub lists"):
+    with pytest.raises(CheckpointCorrupt, match=r"SHA-256 .*; needed 0000"):
         load("someone/thing")
 
 

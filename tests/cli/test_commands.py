@@ -16,7 +16,7 @@ import controlkit as ck
 from tests import tiny
 from tests.cli.conftest import Command
 
-COMMANDS = ("demo", "generate", "preprocess", "detectors", "inspect", "models")
+COMMANDS = ("demo", "generate", "preprocess", "detectors", "inspect", "convert", "models")
 
 
 def test_preprocess_writes_maps_and_numbers_them(command: Command, photo: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from controlkit.contracts import Active, Residuals, RunInfo, Step, Target
+from controlkit.contracts import Active, ExtraAttention, Residuals, RunInfo, Step, Target
 from controlkit.strength import Strength
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A stranger's control: adds constant residuals, shifts and tokens, and remembers the steps it saw."""
+    """A stranger's control: adds constants wherever it is told to, and remembers the steps it saw."""
 
     slots: frozenset[Any] = frozenset(("skips", "mid"))
     strength: Strength = field(default_factory=Strength)
@@ -52,9 +52,16 @@ class Probe:
             assert target.token_dim is not None
             return torch.ones(step.latents.shape[0], 4, target.token_dim, dtype=run.dtype)
 
+        def attention(step: Step) -> ExtraAttention:
+            self.steps.append(step)
+            rows = step.latents.shape[0]
+            full = [torch.ones(rows, 2, layer.width, dtype=run.dtype) for layer in target.attention]
+            return ExtraAttention(tuple(full), tuple(full))
+
         adds = self.slots & {"skips", "encoder"}
         return Active(
             residuals=residuals if adds else None,
             tokens=tokens if "tokens" in self.slots else None,
+            attention=attention if "attention" in self.slots else None,
             shift=(lambda noise, _: torch.full_like(noise, 0.1)) if "noise" in self.slots else None,
         )

@@ -86,6 +86,7 @@ def test_every_kind_acts_in_every_pipeline(name: str) -> None:
         tiny.t2i_adapter(family).on(picture(1)),
         ck.Guidance(phi, wish, scale=0.05),
         Probe(frozenset(("tokens",))),
+        Probe(frozenset(("attention",))),
         probe,
     ):
         with ck.attach(pipe, control) as run:
@@ -201,6 +202,8 @@ def test_deepfloyd_if_stages(stage: int) -> None:
         ck.attach(pipe, tiny.t2i_adapter("sd1").on(picture(1)))
     with pytest.raises(NotApplicable, match="pools the prompt"):
         ck.attach(pipe, Probe(frozenset(("tokens",))))
+    with pytest.raises(NotApplicable, match="pixels and tokens in one layer"):
+        ck.attach(pipe, Probe(frozenset(("attention",))))
     with pytest.raises(ck.BaseMismatch, match="latents of 4 channels"):
         ck.attach(pipe, tiny.controlnet("sd1").on(picture(1)))
 
@@ -293,6 +296,8 @@ def test_unclip_decoder() -> None:
     assert [(row.applied, row.steps) for row in attached.report().rows] == [(2, STEPS), (STEPS, STEPS)]
     assert torch.equal(run(), plain)
     assert probe.steps[0].latents.shape == (2, 3, 8, 8)
+    with pytest.raises(NotApplicable, match="pixels and tokens in one layer"):
+        ck.attach(pipe, Probe(frozenset(("attention",))))
     with pytest.raises(NotApplicable, match="attention mask"), ck.attach(pipe, Probe(frozenset(("tokens",)))):
         run()
 

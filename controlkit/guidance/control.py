@@ -2,8 +2,9 @@
 
 Source:
     Dhariwal & Nichol (2021), arXiv:2105.05233, section 4.2 and algorithm 2: ε̂ = ε - sqrt(1 - ᾱ_t) s ∇φ.
-    Every scheduler is served by this one formula, because the U-Net's input is the variance-preserving x_t
-    in all of them. The mean shift that is exact for ancestral DDPM sampling is not this formula.
+    Every scheduler can be served by this one formula, because the U-Net's input is the variance-preserving
+    x_t in all of them. Where it is not exact (DDPM's ancestral steps, algorithm 1; clipping) the host puts
+    the same gradient in its exact place: `controlkit/hosts/stepping.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from controlkit.binding import read_mask
 from controlkit.contracts import Active, RunInfo, Slot, Step, Target
-from controlkit.errors import NotApplicable, ParameterError
+from controlkit.errors import BaseMismatch, NotApplicable, ParameterError
 from controlkit.strength import Scale, Strength
 
 Sees = Literal["noisy", "clean", "image"]
@@ -29,7 +30,9 @@ Phi = Callable[[Tensor, Any, Tensor], Tensor]
 class Guidance:
     """Steer by any differentiable function: a control without injected features.
 
-    Per acting step it costs one evaluation of ``phi`` and its gradient; none of the U-Net's.
+    Per acting step it costs one evaluation of ``phi`` and its gradient; none of the U-Net's. With diffusers'
+    ``DDPMScheduler`` it shifts the mean of x_{t-1} by σ² s ∇φ, σ² of the scheduler's own variance; with every
+    other scheduler the predicted noise by -sqrt(1 - ᾱ) s ∇φ, in DDIM after the clean picture was clipped.
 
     Args:
         phi: ``phi(x, y, t) -> (images,)``: log-probabilities up to a constant, differentiable in ``x``.
@@ -45,6 +48,8 @@ class Guidance:
         max_norm: Largest norm of the gradient of one picture; longer ones are shortened to it.
         every: Act on every k-th step of the window.
         mask: A region in [0, 1] in which to act.
+        channels: Channels of ``x`` that ``phi`` reads (3 for pixels); U-Nets with others are refused when it
+            is attached. None: any.
         name: For reports.
 
     Raises:
@@ -61,6 +66,7 @@ class Guidance:
     max_norm: float | None = field(default=None, kw_only=True)
     every: int = field(default=1, kw_only=True)
     mask: Any = field(default=None, kw_only=True)
+    channels: int | None = field(default=None, kw_only=True)
     name: str = field(default="guidance", kw_only=True)
     strength: Strength = field(init=False, repr=False)
 
@@ -93,20 +99,38 @@ class Guidance:
         return frozenset(("noise",))
 
     def check(self, target: Target) -> None:
-        """Any U-Net whose noise level is known can be guided; the engine has checked that."""
+        """Any U-Net whose noise level is known can be guided, if ``phi`` can read what it denoises.
+
+        Raises:
+            BaseMismatch: ``phi`` reads another number of channels.
+        """
+        if self.sees != "image" and self.channels not in (None, target.channels):
+            raise BaseMismatch(
+                self.name,
+                found=f"guidance by a function of {self.channels} channels",
+                expected=f"{target.channels}, as {target.describe()} denoises",
+                fix="Use one that was trained on what this model denoises.",
+            )
+
+    def bind_phi(self, run: RunInfo) -> Callable[[Tensor, Tensor, Step], Tensor]:
+        """``phi`` of what it sees, the times and the step; kinds that keep something per run override it."""
+        return lambda seen, times, step: self.phi(seen, self.y, times)
 
     def prepare(self, run: RunInfo) -> Active:
         counts = {"phi": 0}
+        phi = self.bind_phi(run)
 
         def shift(noise: Tensor, step: Step) -> Tensor:
             counts["phi"] += 1
-            gradient = self._gradient(noise, step, run)
+            gradient = self._gradient(phi, noise, step, run)
             assert step.alpha_bar is not None  # the engine refuses unknown noise levels
             return gradient * -math.sqrt(1.0 - step.alpha_bar)
 
         return Active(shift=shift, counts=counts)
 
-    def _gradient(self, noise: Tensor, step: Step, run: RunInfo) -> Tensor:
+    def _gradient(
+        self, phi: Callable[[Tensor, Tensor, Step], Tensor], noise: Tensor, step: Step, run: RunInfo
+    ) -> Tensor:
         """∇φ with respect to x_t, (images, channels, h, w), float32."""
         if step.alpha_bar is None:
             raise NotApplicable("guidance", found="an unknown noise level", fix="Use a VP scheduler.")
@@ -118,7 +142,7 @@ class Guidance:
             if self.sees == "image":
                 assert run.decode is not None
                 seen = run.decode(seen).float()
-            values = self.phi(seen, self.y, times)
+            values = phi(seen, times, step)
             if not isinstance(values, Tensor) or values.shape != (step.images,):
                 shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ParameterError(

@@ -1,0 +1,83 @@
+"""The weight files a `CoAdapterFuser` is read from: the original's names, which are also what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from controlkit.adapters.coadapter.config import CoAdapterFuserConfig
+from controlkit.adapters.coadapter.model import CoAdapterFuser
+from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of_rank
+from controlkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from controlkit.checkpoints.formats import Plan
+
+_HEADS = {768: 8}
+"""Heads of the published network, by width."""
+
+
+def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> Plan:
+    """How to build a fuser from these tensors.
+
+    Args:
+        layout: ``t2i-original``, the only one.
+        shapes: Of all tensors, by name.
+        config: Arguments of the original's constructor, all or some; None: told by the shapes, which do
+            not tell ``num_head``, except for the published width.
+        what: The checkpoint's name, for errors.
+
+    Raises:
+        Incomplete: Too few tensors to tell the rest.
+        ConfigError: The head count is not known, or the config cannot be built.
+    """
+    from controlkit.checkpoints.formats import Plan
+
+    entries = {**infer(shapes, what), **(config or {})}
+    if "num_head" not in entries:
+        raise ConfigError(
+            f"{what}: config",
+            found=f"no config.json, and a width of {entries['width']}, of no published fuser",
+            expected="the number of attention heads, which shapes do not tell",
+            fix='Give config={"num_head": …}.',
+            code="CK-L30",
+        )
+    built = CoAdapterFuserConfig.from_dict(entries, f"{what}: config")
+    refuse_giant(built.n_layes, shapes, what)
+    return Plan(lambda: CoAdapterFuser(built), {name: name for name in shapes})
+
+
+def describe(layout: str, shapes: Shapes, config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Base model and config as far as they can be told."""
+    try:
+        entries = {**infer(shapes, ""), **(config or {})}
+        return CoAdapterFuserConfig.from_dict({"num_head": 1, **entries}).base, entries
+    except ValueError:
+        return "other", dict(config or {})
+
+
+def remarks(module: CoAdapterFuser) -> list[str]:
+    """Say so when it changes nothing, as before training."""
+    outputs = [module.seq_proj, *module.spatial_ch_projs.parameters()]
+    if all(not parameter.any() for parameter in outputs):
+        return ["all its output layers are zero: it was not trained, and only sums what it is given"]
+    return []
+
+
+def infer(shapes: Shapes, what: str) -> dict[str, Any]:
+    """The constructor's arguments that follow from the shapes.
+
+    Raises:
+        Incomplete: A tensor that is needed for it is missing.
+        ShapeMismatch: One of another rank.
+    """
+    levels = range(count(shapes, r"spatial_feat_mapping\.(\d+)\."))
+    width = shape_of_rank(shapes, "task_embedding", 2, what)[1]
+    entries: dict[str, Any] = {
+        "unet_channels": tuple(
+            shape_of_rank(shapes, f"spatial_feat_mapping.{level}.1.weight", 2, what)[1] for level in levels
+        ),
+        "width": width,
+        "n_layes": count(shapes, r"transformer_layes\.(\d+)\."),
+    }
+    return entries | ({"num_head": _HEADS[width]} if width in _HEADS else {})

@@ -1,0 +1,92 @@
+"""What a noisy classifier does during a run: the gradient of ln p(y | x_t, t) as guidance.
+
+Source:
+    Dhariwal & Nichol (2021), arXiv:2105.05233, section 4; `cond_fn` of openai/guided-diffusion@22e0df81
+    `scripts/classifier_sample.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from controlkit.binding import refuse_meta
+from controlkit.contracts import Active, RunInfo, Target
+from controlkit.errors import BatchMismatch, ParameterError
+from controlkit.guidance import Guidance
+
+if TYPE_CHECKING:
+    from controlkit.adapters.noisy_classifier.model import NoisyClassifier
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLogProbability:
+    """phi(x, y, t) = ln p(y | x, t), of a classifier that was trained on noisy pictures.
+
+    The classifier stays on its own device and in its own dtype; the softmax is computed in float32.
+
+    Args:
+        classifier: The classifier.
+    """
+
+    classifier: NoisyClassifier
+
+    def __call__(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        """Of (images, channels, H, W), classes (n,) for ``k * n`` images, and times (images,): (images,)."""
+        device = next(self.classifier.parameters()).device
+        logits = self.classifier(x.to(device), t.to(device)).float()
+        classes = y.to(device).repeat_interleave(x.shape[0] // len(y))
+        return F.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0].to(x.device)
+
+
+class ClassifierGuidance(Guidance):
+    """A noisy classifier bound to the classes that are wanted; otherwise a `Guidance` like any.
+
+    Costs one pass through the classifier and back per acting step, and nothing of the U-Net's.
+    """
+
+    def __init__(self, classifier: NoisyClassifier, classes: Tensor, **options: Any) -> None:
+        super().__init__(
+            ClassLogProbability(classifier), classes, channels=classifier.config.in_channels, **options
+        )
+
+    def check(self, target: Target) -> None:
+        refuse_meta(cast(ClassLogProbability, self.phi).classifier, self.name)
+        super().check(target)
+
+    def prepare(self, run: RunInfo) -> Active:
+        if run.images % len(self.y):
+            raise BatchMismatch(
+                f"{self.name}: y",
+                found=f"{len(self.y)} classes for {run.images} pictures",
+                expected=f"one class, or a number that divides {run.images}: one per prompt or per picture",
+            )
+        cast(ClassLogProbability, self.phi).classifier.check_size(run.target.channels, run.height, run.width)
+        return super().prepare(run)
+
+
+def read_classes(y: int | Sequence[int] | Tensor, count: int) -> Tensor:
+    """The classes that ``on`` was given, as (n,) int64.
+
+    Raises:
+        ParameterError: None, not whole numbers, or a class that there is not.
+    """
+    expected = f"a class from 0 to {count - 1}, or one per picture"
+    try:
+        values = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise ParameterError("y", found=f"{y!r:.80}", expected=expected) from None
+    whole = not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
+    if not whole or values.ndim > 1 or not values.numel():
+        shape = f"{tuple(values.shape)} of {values.dtype}".replace("torch.", "")
+        raise ParameterError("y", found=f"shape {shape}", expected=expected)
+    values = values.reshape(-1).to("cpu", torch.int64)
+    if bool((values < 0).any()) or bool((values >= count).any()):
+        wrong = int(values[(values < 0) | (values >= count)][0])
+        raise ParameterError("y", found=f"class {wrong}", expected=expected)
+    return values

@@ -1,0 +1,10 @@
+"""Guidance: controls that are a function's gradient, with no weights inside the U-Net.
+
+It is part of the core because modules of several kinds (noisy classifiers, noisy CLIP) give such controls.
+"""
+
+from __future__ import annotations
+
+from controlkit.guidance.control import Guidance
+
+__all__ = ["Guidance"]
