@@ -168,7 +168,10 @@ def rms(residuals: Residuals) -> float:
     """Root mean square over everything that is added."""
     tensors = [*residuals.skips, *residuals.encoder, *([] if residuals.mid is None else [residuals.mid])]
     norm = cast(Callable[..., Tensor], torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
-    norms = torch.stack([norm(tensor.detach(), dtype=torch.float32) for tensor in tensors])
+    wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
+    norms = torch.stack(
+        [norm(tensor.detach(), dtype=dtype).float() for tensor, dtype in zip(tensors, wide, strict=True)]
+    )
     count = sum(tensor.numel() for tensor in tensors)
     return float(norm(norms)) / math.sqrt(max(count, 1))
 

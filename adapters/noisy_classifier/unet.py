@@ -27,6 +27,7 @@ from controlkit.adapters.noisy_classifier.blocks import (
 )
 from controlkit.adapters.noisy_classifier.config import PixelUNetConfig
 from controlkit.adapters.noisy_classifier.infer import infer
+from controlkit.checkpoints.placing import check_dtypes
 from controlkit.checkpoints.shapes import Shapes, refuse_giant, shape_of
 from controlkit.errors import HintError, Incomplete, NonFinite, ParameterError, ShapeMismatch
 
@@ -137,7 +138,8 @@ def load_pixel_unet(
         The network, in evaluation mode, without gradients.
 
     Raises:
-        Incomplete: A weight is missing, or one is there that the network does not have.
+        Incomplete: A weight is missing or without data, or one is there that the network does not have.
+        Unsupported: One is no floating-point number.
         ShapeMismatch: One has another shape than the config says.
         NonFinite: One holds NaN or infinity.
         ConfigError: Shapes do not tell and the config does not say, or it says what cannot be built.
@@ -147,7 +149,8 @@ def load_pixel_unet(
     refuse_giant(built.num_res_blocks * len(built.widths), shapes, what)
     with torch.device("meta"):
         unet = PixelUNet(built)
-    wanted = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+    targets = unet.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in targets.items()}
     missing, extra = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
     if missing or extra:
         raise Incomplete(
@@ -158,6 +161,7 @@ def load_pixel_unet(
             fix="Give the config that fits these weights.",
             code="CK-L22",
         )
+    check_dtypes({name: tensor.dtype for name, tensor in state_dict.items()}, targets, what)
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise ShapeMismatch(
@@ -165,6 +169,8 @@ def load_pixel_unet(
                 found=f"shape {list(shapes[name])}",
                 expected=f"{list(shape)}, by the config",
             )
+        if state_dict[name].is_meta:
+            raise Incomplete(f"{what}: {name}", found="a tensor without data (meta)", expected="weights")
         if not torch.isfinite(state_dict[name]).all():
             raise NonFinite(f"{what}: {name}", found="NaN or infinity", expected="finite weights")
     unet.load_state_dict(dict(state_dict), strict=True, assign=True)

@@ -13,8 +13,7 @@ from controlkit.errors import ConfigError
 if TYPE_CHECKING:
     from controlkit.checkpoints.formats import Plan
 
-_HEADS = {1024: 8}
-"""Heads of the published network, by width."""
+_PUBLISHED = StyleAdapterConfig()
 
 
 def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> Plan:
@@ -24,7 +23,7 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
         layout: ``t2i-original``, the only one.
         shapes: Of all tensors, by name.
         config: Arguments of the original's constructor, all or some; None: told by the shapes, which do
-            not tell ``num_head``, except for the published width.
+            not tell ``num_head``, except for those of the published file.
         what: The checkpoint's name, for errors.
 
     Raises:
@@ -37,7 +36,7 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
     if "num_head" not in entries:
         raise ConfigError(
             f"{what}: config",
-            found=f"no config.json, and a width of {entries['width']}, of no published style adapter",
+            found=f"no config.json, and shapes (width {entries['width']}) of no published style adapter",
             expected="the number of attention heads, which shapes do not tell",
             fix='Give config={"num_head": …}.',
             code="CK-L30",
@@ -75,4 +74,5 @@ def infer(shapes: Shapes, what: str) -> dict[str, Any]:
         "n_layes": count(shapes, r"transformer_layes\.(\d+)\."),
         "num_token": tokens,
     }
-    return entries | ({"num_head": _HEADS[width]} if width in _HEADS else {})
+    is_published = all(getattr(_PUBLISHED, key) == value for key, value in entries.items())
+    return entries | ({"num_head": _PUBLISHED.num_head} if is_published else {})

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from controlkit.checkpoints.config import Keys, as_dict, parse, validate
 from controlkit.errors import ConfigError
 
-_BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (96, 144): "embedded"}
+BASES = {(320, 640, 1280, 1280): "sd1", (320, 640, 1280): "sd1", (96, 144): "embedded"}
+"""Base models by the widths of their encoders' levels."""
 _CLASS, _OWN_CLASS = "T2IAdapter", "OriginalT2IAdapter"
 _OWN_TYPE = "original_"
 _OURS = ("pooling", "ksize", "sk", "use_conv", "last_channels")
@@ -74,7 +75,7 @@ class T2IAdapterConfig:
         if self.adapter_type == "full_adapter_xl":
             return "sdxl" if self.channels == (320, 640, 1280, 1280) else "other"
         light = self.adapter_type == "light_adapter"
-        return _BASES.get(self.feature_channels if light else self.channels, "other")
+        return BASES.get(self.feature_channels if light else self.channels, "other")
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -118,13 +119,15 @@ class T2IAdapter(MapModule):
 
     Attributes:
         config: The same, frozen.
+        assumed: Remarks on what neither shapes nor a config told.
     """
 
     kind: ClassVar[str] = "t2i-adapter"
 
-    def __init__(self, config: T2IAdapterConfig | None = None) -> None:
+    def __init__(self, config: T2IAdapterConfig | None = None, assumed: Sequence[str] = ()) -> None:
         super().__init__()
         self.config = config or T2IAdapterConfig()
+        self.assumed = tuple(assumed)
         self.adapter = _Body(self.config)
 
     @property

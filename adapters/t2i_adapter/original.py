@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from controlkit.adapters.t2i_adapter.config import T2IAdapterConfig
+from controlkit.adapters.t2i_adapter.config import BASES, T2IAdapterConfig
 from controlkit.adapters.t2i_adapter.model import T2IAdapter
 from controlkit.checkpoints.shapes import Shapes, count, refuse_giant, shape_of_rank
 from controlkit.errors import ConfigError, Unsupported
@@ -52,7 +52,8 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
     """
     from controlkit.checkpoints.formats import Plan
 
-    built = T2IAdapterConfig.from_dict(infer(shapes, config, what), f"{what}: config")
+    entries, assumed = infer(shapes, config, what)
+    built = T2IAdapterConfig.from_dict(entries, f"{what}: config")
     refuse_giant(built.num_res_blocks * len(built.feature_channels), shapes, what)
     with torch.device("meta"):
         targets = T2IAdapter(built).state_dict()
@@ -67,21 +68,21 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
                 expected=f"{list(targets[target].shape)}",
                 fix="Some revisions of the original build this shortcut where it cannot run; train another.",
             )
-    return Plan(lambda: T2IAdapter(built), names, _BESIDE)
+    return Plan(lambda: T2IAdapter(built, assumed), names, _BESIDE)
 
 
 def describe(layout: str, shapes: Shapes, config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """Base model and config as far as they can be told."""
     try:
-        built = T2IAdapterConfig.from_dict(infer(shapes, config, ""))
+        built = T2IAdapterConfig.from_dict(infer(shapes, config, "")[0])
     except ValueError:
         return "other", dict(config or {})
     return built.base, {key: value for key, value in built.to_dict().items() if key[0] != "_"}
 
 
 def remarks(module: T2IAdapter) -> list[str]:
-    """Nothing: its weights are never all zero."""
-    return []
+    """What could only be assumed; its weights are never all zero."""
+    return list(module.assumed)
 
 
 def original_names(config: T2IAdapterConfig, names: Iterable[str]) -> dict[str, str]:
@@ -112,15 +113,16 @@ def original_names(config: T2IAdapterConfig, names: Iterable[str]) -> dict[str, 
     return {name: original(name) for name in names}
 
 
-def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> tuple[dict[str, Any], list[str]]:
     """Entries of a `T2IAdapterConfig` from shapes, and from the original's arguments where they are given.
 
-    A flat list of blocks does not always tell how many form a level. Where several numbers fit, four
-    levels are taken, as every Stable Diffusion U-Net with such adapters has, or else the fewest.
+    Returns:
+        The entries, and remarks on what could only be assumed.
 
     Raises:
         Incomplete: A tensor that is needed for it is missing.
-        ConfigError: An argument that the original does not have, or inputs that it cannot fold.
+        ConfigError: An argument that the original does not have, inputs that it cannot fold, or blocks
+            that form two levels as well as three.
     """
     given = dict(config or {})
     named = given.pop("class", None) or given.pop("_class_name", None)
@@ -137,13 +139,14 @@ def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> dict[s
     prefix = _prefix(shapes)
     short = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     light = any(re.match(r"body\.\d+\.body\.", name) for name in short)
+    assumed: list[str] = []
     folded = shape_of_rank(short, "body.0.in_conv.weight" if light else "conv_in.weight", 4, what)[1]
     if light:
         kind = "light_adapter"
         last = [_width(short, f"body.{level}.out_conv.weight", what) for level in _numbers(short)]
         found: dict[str, Any] = {"channels": last, "nums_rb": count(short, r"body\.0\.body\.(\d+)\.")}
     else:
-        found = _full(short, given, named, what)
+        found, assumed = _full(short, given, named, what)
         kind = "full_adapter_xl" if _is_xl(short, folded, found) else "full_adapter"
     if named is not None and (named == "Adapter_light") != light:
         raise ConfigError(
@@ -167,7 +170,7 @@ def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> dict[s
             fix='Give config={"class": "Adapter"} or "Adapter_XL" if it is the other.',
         )
     repeats = light and tuple(channels[-1:]) == tuple(channels[-2:-1])
-    return {
+    told = {
         "in_channels": entries["cin"] // area,
         "channels": tuple(channels[:-1] if light else channels),
         "num_res_blocks": entries["nums_rb"],
@@ -177,6 +180,7 @@ def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> dict[s
         **{key: entries[key] for key in ("ksize", "sk", "use_conv") if key in entries},
         **({"last_channels": channels[-1]} if light and not repeats else {}),
     }
+    return told, assumed
 
 
 def _prefix(shapes: Shapes) -> str:
@@ -191,35 +195,67 @@ def _width(short: Shapes, name: str, what: str) -> int:
     return shape_of_rank(short, name, 4, what)[0]
 
 
-def _full(short: Shapes, given: Mapping[str, Any], named: str | None, what: str) -> dict[str, Any]:
-    """The arguments of `Adapter` or `Adapter_XL` that follow from the shapes."""
+def _full(
+    short: Shapes, given: Mapping[str, Any], named: str | None, what: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of `Adapter` or `Adapter_XL` that follow from the shapes, and what was assumed."""
     sd = named == "Adapter" if named else shape_of_rank(short, "conv_in.weight", 4, what)[1] in _SD_INPUTS
     widths = [_width(short, f"body.{block}.block1.weight", what) for block in _numbers(short)]
-    depth = _depth(short, widths, given, sd)
-    return {
+    depth, assumed = _depth(short, widths, given, sd, what)
+    arguments = {
         "channels": widths[::depth],
         "nums_rb": depth,
         "ksize": shape_of_rank(short, "body.0.block2.weight", 4, what)[-1],
         "sk": not any(".skep." in name for name in short),
         "use_conv": any(".down_opt." in name for name in short),
     }
+    return arguments, assumed
 
 
-def _depth(short: Shapes, widths: list[int], given: Mapping[str, Any], sd: bool) -> int:
+def _depth(
+    short: Shapes, widths: list[int], given: Mapping[str, Any], sd: bool, what: str
+) -> tuple[int, list[str]]:
     """Blocks per level: what is given, or what agrees with where the widths change and sizes are halved."""
     total = len(widths)
     if isinstance(depth := given.get("nums_rb"), int) and 0 < depth <= total:
-        return depth
+        return depth, []
     if isinstance(channels := given.get("channels"), list | tuple) and 0 < len(channels) <= total:
-        return total // len(channels)
+        return total // len(channels), []
     starts = [block for block in range(1, total) if widths[block] != widths[block - 1]]
     halved = [block for block in range(total) if f"body.{block}.down_opt.op.weight" in short]
     fits = [n for n in range(1, total + 1) if not any(start % n for start in (total, *starts, *halved))]
     if len(halved) > 1:  # every level but the first begins with one
-        return next((n for n in fits if halved == list(range(n, total, n))), fits[-1])
+        return next((n for n in fits if halved == list(range(n, total, n))), fits[-1]), []
     if halved:  # the second of two levels, or SDXL's third alone
         fits = [n for n in fits if halved[0] == (n if sd else 2 * n)] or fits
-    return total // 4 if total % 4 == 0 and total // 4 in fits else fits[-1]
+    return _likeliest(fits, widths, what)
+
+
+def _likeliest(fits: list[int], widths: list[int], what: str) -> tuple[int, list[str]]:
+    """The number of blocks per level where a flat list of blocks does not tell it.
+
+    A known base model's widths, or four levels as every Stable Diffusion U-Net with such adapters has, or
+    else the one number that gives two or three levels, or the fewest beyond.
+    """
+    total = len(widths)
+    known = [n for n in fits if tuple(widths[::n]) in BASES]
+    likely = [n for n in fits if 2 <= total // n <= 4]
+    if known or len(likely) < 2:
+        several = [n for n in fits if total // n > 1]
+        return (*known, *likely, *several[-1:], fits[-1])[0], []
+    if total // likely[0] == 4:
+        fewer = " or ".join(str(total // n) for n in likely[1:])
+        return likely[0], [
+            f"4 levels of {likely[0]} blocks were assumed, where {fewer} levels fit too;"
+            " config={'nums_rb': ...} can say so"
+        ]
+    raise ConfigError(
+        f"{what}: config",
+        found=f"{total} blocks, which form {' or '.join(str(total // n) for n in likely)} levels",
+        expected="the number of blocks of a level, which these shapes do not tell",
+        fix='Give config={"nums_rb": …}.',
+        code="CK-L30",
+    )
 
 
 def _is_xl(short: Shapes, folded: int, found: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
-from controlkit.checkpoints.shapes import Shapes, count, shape_of
+from controlkit.checkpoints.shapes import Shapes, count, shape_of, shape_of_rank
 from controlkit.errors import Unsupported
 
 ATTENDING = "CrossAttnDownBlock2D"
@@ -34,10 +34,22 @@ def encoder_entries(shapes: Shapes, what: str) -> dict[str, Any]:
 
     Raises:
         Incomplete: A tensor that is needed for it is missing.
+        ShapeMismatch: One has another number of dimensions.
+        Unsupported: The first level is not as wide as the first convolution.
     """
     shape = partial(shape_of, shapes, what=what)
-    levels = range(count(shapes, r"down_blocks\.(\d+)\."))
-    widths = tuple(shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in levels)
+    ranked = partial(shape_of_rank, shapes, what=what)
+    first = ranked("conv_in.weight", 4)
+    levels = range(max(1, count(shapes, r"down_blocks\.(\d+)\.")))  # without any, the first is missed
+    widths = tuple(ranked(f"down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in levels)
+    if widths[0] != first[0] or 0 in widths:
+        raise Unsupported(
+            what,
+            found=f"levels {list(widths)} wide after a first convolution of {first[0]} channels",
+            expected="a first level as wide as the first convolution",
+            fix="Networks of other structure are not read.",
+            code="CK-L20",
+        )
     attends = [
         any(name.startswith(f"down_blocks.{level}.attentions.") for name in shapes) for level in levels
     ]
@@ -46,10 +58,10 @@ def encoder_entries(shapes: Shapes, what: str) -> dict[str, Any]:
         count(shapes, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.") if attend else 1
         for level, attend in zip(levels, attends, strict=True)
     ]
-    if mid_attends and levels:
+    if mid_attends:
         depths[-1] = count(shapes, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
     entries: dict[str, Any] = {
-        "in_channels": shape("conv_in.weight")[1],
+        "in_channels": first[1],
         "block_out_channels": widths,
         "layers_per_block": count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
         "down_block_types": tuple(ATTENDING if attend else PLAIN for attend in attends),
@@ -59,11 +71,11 @@ def encoder_entries(shapes: Shapes, what: str) -> dict[str, Any]:
     keys = [name for name in shapes if name.endswith("attn2.to_k.weight")]
     projections = [name for name in shapes if name.endswith("attentions.0.proj_in.weight")]
     if keys and projections:
-        entries["cross_attention_dim"] = shape(keys[0])[-1]
+        entries["cross_attention_dim"] = ranked(keys[0], 2)[1]
         entries["use_linear_projection"] = len(shape(projections[0])) == 2
     if "add_embedding.linear_1.weight" in shapes:
         entries["addition_embed_type"] = "text_time"
-        entries["projection_class_embeddings_input_dim"] = shape("add_embedding.linear_1.weight")[1]
+        entries["projection_class_embeddings_input_dim"] = ranked("add_embedding.linear_1.weight", 2)[1]
         entries.setdefault("cross_attention_dim", 2048)  # the small SDXL networks have no attention to ask
     return {**entries, **_PUBLISHED.get((widths, entries.get("cross_attention_dim", 0)), {})}
 
@@ -93,7 +105,7 @@ def refuse_uneven(shapes: Shapes, entries: dict[str, Any], what: str) -> None:
             key = (f"{side}.{level}" if side != "mid_block" else side, index, match[3])
             found[key] = max(found.get(key, 0), 1 + int(match[4]))
     for (place, index, number), depth in found.items():
-        expected = depths[index] if index < len(depths) else None
+        expected = depths[index] if -1 <= index < len(depths) else None
         if depth != expected:
             raise Unsupported(
                 what,

@@ -7,17 +7,17 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from controlkit.checkpoints.formats import Layout, Plan, Reader, expect, recognise, unwrap
+from controlkit.checkpoints.formats import Plan, Reader, expect, recognise, unwrap
 from controlkit.checkpoints.info import condition_of, main_dtype
 from controlkit.checkpoints.placing import FLOATS, Placer, check_dtypes, choose_dtype, usable_device
-from controlkit.checkpoints.shapes import Shapes
 from controlkit.checkpoints.sources import Opened, open_source, read_json
 from controlkit.checkpoints.weights import check_digest
 from controlkit.errors import (
@@ -110,7 +110,9 @@ def load(
         entries = (
             None if opened.config is None and given is None else {**(opened.config or {}), **(given or {})}
         )
-        plan = _planned(reader, layout, shapes, checked_config(entries), opened.what)
+        checked = checked_config(entries)
+        with sense_of_shapes(layout.title, opened.what):
+            plan = reader.plan(layout.layout, shapes, checked, opened.what)
         module = assemble(
             plan,
             opened,
@@ -128,21 +130,26 @@ def load(
     return module
 
 
-def _planned(
-    reader: Reader, layout: Layout, shapes: Shapes, config: dict[str, Any] | None, what: str
-) -> Plan:
-    """The reader's plan; it meets every combination of shapes that a damaged file can have."""
+@contextmanager
+def sense_of_shapes(title: str, what: str) -> Iterator[None]:
+    """For whatever plans a network from names and shapes: damaged files have every combination of them.
+
+    Args:
+        title: What the network would be, such as ``a ControlNet``.
+        what: The file's name, for errors.
+
+    Raises:
+        ShapeMismatch: They made no sense.
+    """
     try:
-        return reader.plan(layout.layout, shapes, config, what)
+        yield
     except ControlKitError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ShapeMismatch(
             what,
-            found=f"shapes, or a config, of no possible {layout.kind} ({type(error).__name__}: {error})"[
-                :200
-            ],
-            expected=f"those of {layout.title}",
+            found=f"shapes, or a config, of nothing possible ({type(error).__name__}: {error})"[:200],
+            expected=f"those of {title}",
             fix="Download it again, or give the config that fits these weights.",
         ) from error
 

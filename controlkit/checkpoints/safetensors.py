@@ -27,6 +27,8 @@ MAX_HEADER = 4 << 20
 """Bytes. The format allows 100 MB; 10 000 tensors, more than any model of this field, need under 2 MB."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
+_MAX_LISTS = 200_000
+"""Opening brackets in a header: every list is an object, of many times the bytes of its text."""
 _CHUNK = 16 << 20
 
 DTYPES: dict[str, torch.dtype] = {
@@ -107,6 +109,8 @@ def read_header(file: IO[bytes], size: int, what: str) -> Header:
 
 def parse_header(raw: bytes, data_size: int, what: str) -> Header:
     """Check the JSON text of a header against the number of bytes that follow it."""
+    if (lists := raw.count(b"[")) > _MAX_LISTS:  # a million small lists take a second to parse
+        raise _bad(what, f"a header with {lists} lists", f"at most {_MAX_LISTS}", "CK-L09")
     listed = _load_json(raw, what)
     metadata = listed.pop("__metadata__", {})
     if not isinstance(metadata, dict):

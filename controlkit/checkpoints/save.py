@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ Progress = Callable[[int, int], None]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
 _CHUNK = 16 << 20
+_STALE = 3600.0
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -103,6 +106,7 @@ def _write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for final, parts in files:
+            _remove_stale(final)
             temporary = folder / f".{final.name}.{uuid4().hex}.tmp"
             written.append((temporary, final))
             with open(temporary, "wb") as file:
@@ -128,6 +132,14 @@ def _write(
         for temporary, _ in written:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what a writer of this file left behind when it was killed, an hour ago or longer."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
 
 
 def _serialise(state: dict[str, Tensor]) -> Iterator[bytes | memoryview]:

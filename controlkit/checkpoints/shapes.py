@@ -47,8 +47,13 @@ def shape_of_rank(shapes: Shapes, name: str, rank: int, what: str) -> tuple[int,
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that the pattern's first group matches at a name's beginning."""
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+    """One more than the largest number that the pattern's first group matches at a name's beginning.
+
+    No more than can be numbered without gaps by as many tensors (two in a row may have none): a name with a
+    number of ten digits does not make a list of as many blocks, it makes one with most of its blocks missing.
+    """
+    found = 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+    return min(found, 3 * len(shapes) + 3)
 
 
 def refuse_giant(blocks: int, shapes: Shapes, what: str) -> None:

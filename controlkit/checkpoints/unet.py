@@ -13,8 +13,14 @@ from controlkit.checkpoints.encoder import ATTENDING, PLAIN, encoder_entries, re
 from controlkit.checkpoints.formats import Plan, recognise, unwrap
 from controlkit.checkpoints.ldm import names_from_original
 from controlkit.checkpoints.ldm_config import arguments_of, heads_of, refuse_contradictions, size_ids_of
-from controlkit.checkpoints.load import assemble, checked_config, checked_digest, given_config
-from controlkit.checkpoints.shapes import Shapes, refuse_giant, shape_of
+from controlkit.checkpoints.load import (
+    assemble,
+    checked_config,
+    checked_digest,
+    given_config,
+    sense_of_shapes,
+)
+from controlkit.checkpoints.shapes import Shapes, refuse_giant, shape_of_rank
 from controlkit.checkpoints.sources import Opened, open_source
 from controlkit.errors import ConfigError, ControlKitWarning, KindMismatch, MissingExtra, ParameterError
 
@@ -95,11 +101,13 @@ def unet(
             state = {
                 name[len(prefix) :]: tensor for name, tensor in opened.weights.read(opened.weights.shapes)
             }
-            module: Any = load_pixel_unet(state, entries or None, opened.what)
+            with sense_of_shapes("a U-Net of guided-diffusion", opened.what):
+                module: Any = load_pixel_unet(state, entries or None, opened.what)
             module = module.to(device=device, dtype=dtype)
         else:
             planner = _plan_original if layout == "ldm" else _plan_diffusers
-            plan = planner(shapes, entries or {}, opened.what)
+            with sense_of_shapes("a U-Net", opened.what):
+                plan = planner(shapes, entries or {}, opened.what)
             module = assemble(plan, opened, prefix, dtype, device, notes)
         checked_digest(opened)
         notes = [*opened.notes, *opened.weights.notes, *notes]
@@ -130,7 +138,7 @@ def _plan_original(shapes: Shapes, config: Mapping[str, Any], what: str) -> Plan
     beside = dict.fromkeys(others, "another part of the file")
     names = {ours: prefix + theirs for ours, theirs in names_from_original(own, what).items()}
     own = {ours: shapes[theirs] for ours, theirs in names.items()}
-    told = {**encoder_entries(own, what), "out_channels": shape_of(own, "conv_out.weight", what)[0]}
+    told = {**encoder_entries(own, what), "out_channels": shape_of_rank(own, "conv_out.weight", 4, what)[0]}
     whole = "_class_name" in config
     arguments = {} if whole else arguments_of(config, "unet_config", what)
     refuse_contradictions(arguments, told, what)
@@ -158,7 +166,10 @@ def _plan_diffusers(shapes: Shapes, config: Mapping[str, Any], what: str) -> Pla
     names = {name: name for name in shapes}
     if "block_out_channels" in config or "_class_name" in config:
         return _plan(dict(config), shapes, names, {}, what)
-    told = {**encoder_entries(shapes, what), "out_channels": shape_of(shapes, "conv_out.weight", what)[0]}
+    told = {
+        **encoder_entries(shapes, what),
+        "out_channels": shape_of_rank(shapes, "conv_out.weight", 4, what)[0],
+    }
     refuse_uneven(shapes, told, what)
     entries = {**told, **_rest(shapes, told), **config}
     if "attention_head_dim" not in entries and not entries.get("num_attention_heads"):

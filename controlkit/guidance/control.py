@@ -36,7 +36,8 @@ class Guidance:
 
     Args:
         phi: ``phi(x, y, t) -> (images,)``: log-probabilities up to a constant, differentiable in ``x``.
-            ``x`` is float32, (images, channels, h, w); ``t`` is (images,), in the model's numbering.
+            ``x`` is float32 (float64 where the model is), (images, channels, h, w); ``t`` is (images,), in
+            the model's numbering.
         y: Handed to ``phi`` as it is: a class, a text, a map, anything.
         scale: A number, a function of the fraction done, or ``(fraction, scale)`` points; 1 is Bayes' rule.
         start: Fraction of the run at which it begins to act.
@@ -131,17 +132,18 @@ class Guidance:
     def _gradient(
         self, phi: Callable[[Tensor, Tensor, Step], Tensor], noise: Tensor, step: Step, run: RunInfo
     ) -> Tensor:
-        """∇φ with respect to x_t, (images, channels, h, w), float32."""
+        """∇φ with respect to x_t, (images, channels, h, w), float32 or float64."""
         if step.alpha_bar is None:
             raise NotApplicable("guidance", found="an unknown noise level", fix="Use a VP scheduler.")
         signal, sigma = math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar)
         times = step.timestep.reshape(-1).expand(step.images)
+        precise = torch.promote_types(step.latents.dtype, torch.float32)
         with torch.inference_mode(False), torch.enable_grad():
-            x = step.latents.detach().float().clone().requires_grad_(True)
-            seen = x if self.sees == "noisy" else (x - sigma * noise.detach().float().clone()) / signal
+            x = step.latents.detach().to(precise).clone().requires_grad_(True)
+            seen = x if self.sees == "noisy" else (x - sigma * noise.detach().to(precise).clone()) / signal
             if self.sees == "image":
                 assert run.decode is not None
-                seen = run.decode(seen).float()
+                seen = run.decode(seen).to(precise)
             values = phi(seen, times, step)
             if not isinstance(values, Tensor) or values.shape != (step.images,):
                 shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from controlkit.training.data import PART, Scenes
-from controlkit.training.optim import Average, Clock, optimizers, set_rates
+from controlkit.training.optim import Average, Clock, autocast, optimizers, set_rates
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def train_autoencoder(
         full = clock.spent > (1.0 - whole) * seconds
         x, weight = batch_of_crops(scenes, rng, batch // 4 if full else batch, 128 if full else 64)
         set_rates(opts, lr, clock.factor(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             posterior: Any = model.encode(x, return_dict=False)[0]
             output = model.decode(posterior.sample(), return_dict=False)[0]
         loss = reconstruction_loss(output, x, weight)
@@ -172,6 +172,6 @@ def encode_part(model: AutoencoderKL, image: np.ndarray, batch: int = 50) -> np.
             torch.from_numpy(image[begin : begin + batch]).permute(0, 3, 1, 2).float().contiguous() / 127.5
             - 1.0
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             latents.append(model.encode(x, return_dict=False)[0].mean.float())
     return torch.cat(latents).numpy().astype(np.float16)

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 from controlkit.embedded.scenes import canny_array
 from controlkit.training.data import PART, Scenes
 from controlkit.training.denoiser import add_noise, new_scheduler
-from controlkit.training.optim import Average, Clock, optimizers, set_rates
+from controlkit.training.optim import Average, Clock, autocast, optimizers, set_rates
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def train_control(
         timesteps = ((1.0 - spread**1.5) * 999.0).long()
         noisy, velocity = add_noise(latents[rows].float(), timesteps, alpha_bar)
         set_rates(opts, lr, clock.factor(step, warmup=50))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 context = text(tokens[captions]).last_hidden_state
             output = predict(control, unet, noisy, timesteps, context, maps)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from controlkit.embedded.vocabulary import LENGTH, encode, vocabulary
-from controlkit.training.optim import Average, Clock, optimizers, set_rates
+from controlkit.training.optim import Average, Clock, autocast, optimizers, set_rates
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _loss(
     # one timestep per equal share of the range: the same uniform law, less variance from step to step
     timesteps = ((torch.arange(batch) + torch.rand(batch)) * (1000 / batch)).long()
     noisy, velocity = add_noise(latents[rows].float(), timesteps, alpha_bar)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         context = both["text"](tokens[captions]).last_hidden_state
         output = both["unet"](noisy, timesteps, context).sample
     weight = weights[rows].float()[:, None]

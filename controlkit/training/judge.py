@@ -14,7 +14,7 @@ from torch import Tensor
 
 from controlkit.evaluation.judge import Judge, JudgeNet
 from controlkit.training.data import PART, Scenes
-from controlkit.training.optim import Average, Clock, optimizers, set_rates
+from controlkit.training.optim import Average, Clock, autocast, optimizers, set_rates
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def train_judge(
     while not clock.over:
         x, kinds, colours, depth = labelled_batch(scenes, rng, batch)
         set_rates(opts, lr, clock.factor(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             seen = net(_disturb(x, rng))
         weight = torch.where(F.max_pool2d((kinds > 0).float()[:, None], 9, 1, 4)[:, 0] > 0, 1.0, 0.2)
         losses = [

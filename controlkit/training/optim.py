@@ -3,6 +3,8 @@
 Muon: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon; the update's root mean square is
 brought to that of AdamW as in Liu et al. (2025), arXiv:2502.16982, so that both share one learning rate.
 A convolution counts as the matrix (out, in * height * width).
+
+bfloat16 pays only where the processor has instructions for it; emulated, it is ten times slower.
 """
 
 import math
@@ -12,6 +14,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 for the matrix products of a training step, float32 where that is faster."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=HAS_BFLOAT16)
 
 
 class Muon(torch.optim.Optimizer):
@@ -42,9 +51,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Push all singular values of (n, rows, columns) towards 1: Newton and Schulz, in bfloat16."""
+    """Push all singular values of (n, rows, columns) towards 1: Newton and Schulz."""
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).to(torch.bfloat16)
+    x = matrices if wide else matrices.mT
+    x = x.to(torch.bfloat16) if HAS_BFLOAT16 else x.float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -166,9 +166,9 @@ HEAVY: dict[str, bytes] = {
     "long_name": pack(header({"x" * 1_000_000: A}), bytes(8)),
     "long_number": pack(b'{"a":' + b"9" * 1_000_000 + b"}"),
 }
-refuse(9, "deep", named(HEAVY["deep"]), CheckpointCorrupt, "not JSON", code="CK-L04")
+refuse(9, "deep", named(HEAVY["deep"]), CheckpointCorrupt, "lists; needed at most", code="CK-L09")
 refuse(9, "million", named(HEAVY["million"]), CheckpointCorrupt, "at most 4194304", code="CK-L03")
-refuse(9, "many_lists", named(HEAVY["many_lists"]), CheckpointCorrupt, "'a' without", code="CK-L04")
+refuse(9, "many_lists", named(HEAVY["many_lists"]), CheckpointCorrupt, "lists; needed at most", code="CK-L09")
 refuse(9, "many_names", named(HEAVY["many_names"]), CheckpointCorrupt, "'000000' without", code="CK-L04")
 refuse(
     9, "long_name", named(HEAVY["long_name"]), CheckpointCorrupt, "1000000 characters; needed at most 1000"

@@ -74,6 +74,17 @@ def test_a_file_too_big_for_its_disk(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", STEM]
 
 
+def test_what_a_killed_writer_left_is_removed_after_an_hour(tmp_path: Path) -> None:
+    fresh, stale = tmp_path / f".{STEM}.new.tmp", tmp_path / f".{STEM}.old.tmp"
+    other = tmp_path / ".other.old.tmp"
+    for path in (fresh, stale, other):
+        path.write_bytes(b"x")
+    for path in (stale, other):
+        os.utime(path, (1, 1))
+    adapter().save(tmp_path)
+    assert (fresh.exists(), stale.exists(), other.exists()) == (True, False, True)
+
+
 def test_a_place_that_is_no_folder_and_weights_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

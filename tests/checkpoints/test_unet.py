@@ -16,7 +16,15 @@ from torch import Tensor
 
 import controlkit as ck
 from controlkit.checkpoints.ldm import diffusers_name, layers_of, ldm_name
-from controlkit.errors import ConfigError, Incomplete, KindMismatch, NonFinite, ParameterError, Unsupported
+from controlkit.errors import (
+    ConfigError,
+    Incomplete,
+    KindMismatch,
+    NonFinite,
+    ParameterError,
+    ShapeMismatch,
+    Unsupported,
+)
 from tests import tiny
 
 PREFIX = "model.diffusion_model."
@@ -318,6 +326,44 @@ def test_a_missing_part_is_named(part: str, words: str) -> None:
     assert len(left) < len(state)
     with pytest.raises(Incomplete, match=words):
         ck.unet(left, {"num_heads": 4})
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        ("input_blocks.0.0.weight", ()),
+        ("input_blocks.1.0.in_layers.2.weight", ()),
+        ("input_blocks.1.0.in_layers.2.weight", (0,)),
+        ("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ()),
+        ("out.2.weight", ()),
+        ("label_emb.0.0.weight", ()),
+        ("label_emb.0.0.weight", (3,)),
+    ],
+)
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_tensors_of_no_possible_rank_are_refused_by_name(
+    part: str, shape: tuple[int, ...], form: str
+) -> None:
+    state = dict(wide_state()) | {PREFIX + part: torch.zeros(shape)}
+    name = diffusers_name(part, layers=1)
+    assert name is not None
+    if form == "diffusers":
+        named = {diffusers_name(key.removeprefix(PREFIX), layers=1): tensor for key, tensor in state.items()}
+        state = {str(key): tensor for key, tensor in named.items()}
+    with pytest.raises(ShapeMismatch, match=name):
+        ck.unet(state, {"num_heads": 4} if form == "original" else None)
+
+
+def test_a_first_level_of_another_width_than_the_first_convolution_is_refused() -> None:
+    name = f"{PREFIX}input_blocks.0.0.weight"
+    with pytest.raises(Unsupported, match="first convolution of 64 channels"):
+        ck.unet(dict(wide_state()) | {name: torch.zeros(64, 4, 3, 3)}, {"num_heads": 4})
+
+
+def test_a_network_without_an_encoder_is_refused() -> None:
+    state = {name: part for name, part in tiny.unet("sd1").state_dict().items() if "down_blocks" not in name}
+    with pytest.raises(ck.ControlKitError):
+        ck.unet(state | {"down_blocks.x": torch.zeros(1)}, {"attention_head_dim": 2})
 
 
 def test_other_structure_and_bad_numbers_are_refused() -> None:

@@ -100,6 +100,9 @@ def test_the_published_file_needs_no_config() -> None:
         net = layout.load_reader().plan(layout.layout, shapes, None, "").build()
     assert isinstance(net, CoAdapterFuser)
     assert (net.config, net.base) == (CoAdapterFuserConfig(), "sd1")
+    narrower = {**shapes, "spatial_feat_mapping.0.1.weight": (768, 160)}
+    with pytest.raises(ConfigError, match="num_head"):
+        layout.load_reader().plan(layout.layout, narrower, None, "")
 
 
 def test_saved_and_read_back_to_the_bit_in_both_layouts(tmp_path: Path) -> None:

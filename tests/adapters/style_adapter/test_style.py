@@ -86,6 +86,9 @@ def test_the_published_file_needs_no_config() -> None:
         net = made.build()
     assert isinstance(net, StyleAdapter)
     assert (net.config, net.base) == (StyleAdapterConfig(), "sd1")
+    fewer = {**shapes, "style_embedding": (1, 4, 1024)}
+    with pytest.raises(ConfigError, match="num_head"):
+        layout.load_reader().plan(layout.layout, fewer, None, "")
 
 
 def test_saved_and_read_back_to_the_bit_in_both_layouts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ ONLY_HERE = [
     for name, (_, args) in SHAPES.items()
     if args.get("use_conv") or args.get("ksize", 1) != 1 or not args.get("sk", True) or name == "light_uneven"
 ]
+ASSUMED = ("one_width", "shortcuts", "xl_shortcuts")
+"""Whose blocks form two levels as well as four, so that four are assumed with a warning."""
 _DEFAULTS = {"nums_rb": 3, "ksize": 3, "sk": False, "use_conv": True}
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int, str]] = {
     "t2i_adapter_sd14_cin64": ("Adapter", {"cin": 64}, 38, 77_000_640, "sd1"),
@@ -165,7 +168,8 @@ def test_every_variant_is_known_by_its_shapes_and_computes_the_same(name: str, s
     if name == "five_levels":
         size = (size[0] * 2, size[1] * 2)
     state = weights_of(name)
-    net = ck.load(state, config={"nums_rb": 2} if name == "five_levels" else None)
+    with pytest.warns(ControlKitWarning, match="4 levels") if name in ASSUMED else nullcontext():
+        net = ck.load(state, config={"nums_rb": 2} if name == "five_levels" else None)
     assert isinstance(net, ck.T2IAdapter)
     assert net.config == config_of(kind, args)
     control_map = torch.rand(2, net.config.in_channels, *size)
@@ -175,6 +179,32 @@ def test_every_variant_is_known_by_its_shapes_and_computes_the_same(name: str, s
     assert [feature.shape[1] for feature in found] == args["channels"]
     for ours, theirs in zip(found, expected, strict=True):
         golden_cases.assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("widths", "levels"),
+    [
+        ([96, 96, 144, 144], 2),  # the embedded model's; as four levels of one block they would fit none
+        ([8, 8, 8], 3),
+        ([8] * 5, 5),
+        ([8] * 9, 3),
+        ([8, 8, 12, 12, 16, 16], 3),
+        ([8, 8, 8, 12, 12, 12], 2),
+        ([8, 12], 2),
+        ([8], 1),
+        ([8] * 6, 0),
+        ([8] * 18, 0),
+    ],
+)
+def test_blocks_in_a_row_form_levels_or_the_config_must_say(widths: list[int], levels: int) -> None:
+    shapes = {f"body.{block}.block{i}.weight": (w, w, 3, 3) for block, w in enumerate(widths) for i in (1, 2)}
+    shapes["conv_in.weight"] = (widths[0], 192, 3, 3)
+    if levels:
+        told, assumed = reader.infer(shapes, None, "")
+        assert (len(told["channels"]), assumed) == (levels, [])
+        return
+    with pytest.raises(ConfigError, match="nums_rb"):
+        reader.infer(shapes, None, "")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -233,14 +263,14 @@ def test_diffusers_loads_what_it_can_hold(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ONLY_HERE)
 def test_diffusers_refuses_what_it_cannot_hold(name: str, tmp_path: Path) -> None:
-    net = ck.load(weights_of(name))
+    net = ck.load(weights_of(name), config={"nums_rb": SHAPES[name][1].get("nums_rb", 2)})
     with pytest.raises(ValueError, match="adapter_type"):
         import_module("diffusers").T2IAdapter.from_pretrained(net.save(tmp_path))
 
 
 @pytest.mark.parametrize("name", ONLY_HERE)
 def test_a_variant_without_its_config_is_still_known(name: str) -> None:
-    net = ck.load(weights_of(name))
+    net = ck.load(weights_of(name), config={"nums_rb": SHAPES[name][1].get("nums_rb", 2)})
     again = ck.load(net.state_dict())
     assert again.state_dict().keys() == net.state_dict().keys()
     assert isinstance(again, T2IAdapter)
