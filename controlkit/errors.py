@@ -12,6 +12,7 @@ ControlKitError
 │   ├── ShapeMismatch        a tensor has another shape than its config says
 │   ├── NonFinite            NaN or infinite weights
 │   ├── ConfigError          config.json is malformed or cannot be built
+│   │   └── ConfigMismatch   config.json is another class's (also a KindMismatch)
 │   ├── FileError            unreadable, missing, not a regular file (also an OSError)
 │   │   ├── ShardError       a part of a sharded checkpoint is missing, extra, or elsewhere
 │   │   └── DownloadError    the hub cannot be reached, refuses, or sent something else
@@ -150,6 +151,12 @@ class NonFinite(CheckpointError):
 
 class ConfigError(CheckpointError):
     """config.json is malformed, or describes something that cannot be built."""
+
+    code = "CK-L30"
+
+
+class ConfigMismatch(ConfigError, KindMismatch):
+    """config.json describes another class than its weights are."""
 
     code = "CK-L30"
 

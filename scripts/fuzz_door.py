@@ -27,6 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 STEM = "diffusion_pytorch_model"
+SECONDS = 10.0
+"""Of CPU, instrumented, that no input may take."""
+HEADS = ({"num_heads": 2}, {"attention_head_dim": 2})
+"""What shapes do not tell, by the names of the original and of diffusers."""
 
 
 def mutate(count: int, seed: int) -> int:
@@ -63,10 +67,11 @@ class Door:
 
     def __init__(self, folder: Path) -> None:
         from controlkit.checkpoints import inspect, load
+        from controlkit.checkpoints.unet import unet
         from tests.checkpoints.files import adapter, in_zip
 
         self.folder, self.in_zip = folder, in_zip
-        self.inspect, self.load = inspect, load
+        self.inspect, self.load, self.unet = inspect, load, unet
         self.ways: tuple[Callable[[bytes], Any], ...] = (
             self.safetensors,
             self.pickle,
@@ -76,37 +81,55 @@ class Door:
             self.config,
             self.index,
             self.names,
+            self.base,
         )
         self.whole = adapter().save(folder / "whole")
         self.counts: Counter[str] = Counter()
         self.faults: dict[str, bytes] = {}
         self.calls = 0
+        self.slowest = 0.0
 
     def __call__(self, data: bytes) -> None:
-        """One input; an exception that is none of ours is kept, not raised."""
+        """One input; an exception that is none of ours is kept, not raised, and so is a hang."""
         from controlkit.errors import ControlKitError
 
         self.calls += 1
         if not data:
             return
+        began = time.process_time()
+        self._tried(data, ControlKitError)
+        if (took := time.process_time() - began) > self.slowest:
+            self.slowest = took
+        if took > SECONDS:
+            self._keep(f"{took:.1f} s of CPU", data)
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if key not in self.faults:
+            self.faults[key] = data
+            print(f"FAULT {key}"[:300], file=sys.stderr, flush=True)
+
+    def _tried(self, data: bytes, ours: type[Exception]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                source = self.ways[data[0] % len(self.ways)](data[1:])
+                way = self.ways[data[0] % len(self.ways)]
+                source = way(data[1:])
+                if way == self.base:
+                    old = any("input_blocks." in name for name in source)
+                    self.unet(source, HEADS[0 if old else 1])
+                    self.counts["a U-Net"] += 1
+                    return
                 self.inspect(source)
                 self.counts["recognised"] += 1
                 self.load(source)
                 self.counts["loaded"] += 1
-            except ControlKitError as error:
-                self.counts[error.code] += 1
+            except ours as error:
+                self.counts[str(getattr(error, "code", ""))] += 1
                 if len(str(error)) > 600 or not str(error).isprintable():
-                    self.faults.setdefault("message", data)
+                    self._keep("a message that is too long or not printable", data)
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
-                key = f"{type(error).__name__} {Path(place.filename).name}:{place.lineno}"
-                if key not in self.faults:
-                    self.faults[key] = data
-                    print(f"UNTYPED {key}: {error}"[:300], file=sys.stderr, flush=True)
+                self._keep(f"{type(error).__name__} {Path(place.filename).name}:{place.lineno}", data)
 
     def _written(self, name: str, content: bytes) -> Path:
         path = self.folder / name
@@ -149,6 +172,10 @@ class Door:
         self._written(f"sharded/{STEM}.safetensors.index.json", data)
         return place
 
+    def base(self, data: bytes) -> dict[str, Any]:
+        """As `names`, for `unet`."""
+        return self.names(data)
+
     def names(self, data: bytes) -> dict[str, Any]:
         """Tensors without data, one line each: a name, and its lengths after a tab."""
         import torch
@@ -183,6 +210,10 @@ def corpus_of(folder: Path) -> None:
         made.append(bytes([4]) + old[old.index(b"\x80\2}") :])
         lines = [f"{key}\t{' '.join(map(str, tensor.shape))}" for key, tensor in tensors.items()]
         made.append(bytes([7]) + "\n".join(lines).encode())
+    for widths in ((32, 32, 64, 64), (32, 32)):
+        for state in unet_states(widths):
+            rows = [f"{key}\t{' '.join(map(str, tensor.shape))}" for key, tensor in state.items()]
+            made.append(bytes([8]) + "\n".join(rows).encode())
     made.append(bytes([5]) + json.dumps(adapter().config_entries()).encode())
     listed = dict.fromkeys(adapter().state_dict(), "a.safetensors")
     made.append(bytes([6]) + json.dumps({"weight_map": listed}).encode())
@@ -196,6 +227,22 @@ def corpus_of(folder: Path) -> None:
             made.append(bytes([7]) + "\n".join(rows[:900]).encode())
     for number, content in enumerate(made):
         (folder / f"seed{number:03}").write_bytes(content)
+
+
+def unet_states(widths: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A U-Net's weights by both sets of names."""
+    from controlkit.checkpoints.ldm import ldm_name
+    from tests import tiny
+
+    down = (*["CrossAttnDownBlock2D"] * (len(widths) - 1), "DownBlock2D")
+    up = ("UpBlock2D", *["CrossAttnUpBlock2D"] * (len(widths) - 1))
+    kinds = {"down_block_types": down, "up_block_types": up}
+    model = tiny.unet("sd1", block_out_channels=widths, norm_num_groups=32, **kinds)
+    state, layers = model.state_dict(), model.config.layers_per_block
+    attends = ["CrossAttn" in kind for kind in model.config.up_block_types]
+    named = {ldm_name(key, layers=layers, up_attends=attends): tensor for key, tensor in state.items()}
+    old = {f"model.diffusion_model.{key}": tensor for key, tensor in named.items() if key is not None}
+    return [dict(state), old]
 
 
 def _shape(value: Any) -> list[Any]:
@@ -217,8 +264,9 @@ def guided(seconds: int, corpus: Path, most: int) -> int:
     print(f"\nCPU minutes: {(used.ru_utime + used.ru_stime) / 60:.1f}")
     print(f"wall minutes: {(time.monotonic() - began) / 60:.1f}")
     print(f"peak memory: {used.ru_maxrss // 1024} MB")
+    print(f"inputs: {told['inputs']:,}; slowest: {told['slowest']:.2f} s of CPU")
     print(f"outcomes: {told['outcomes']}")
-    print(f"untyped exceptions: {len(told['faults'])} {told['faults']}")
+    print(f"untyped exceptions, hangs, bad messages: {len(told['faults'])} {told['faults']}")
     print(f"exit status of the fuzzer (0: no crash, no hang): {done.returncode}")
     return done.returncode or int(bool(told["faults"]))
 
@@ -240,6 +288,16 @@ def child(seconds: int, corpus: Path, most: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         door = Door(Path(folder))
 
+        def told() -> None:
+            found = {"outcomes": dict(door.counts.most_common()), "faults": list(door.faults)}
+            counts.write_text(json.dumps({"inputs": door.calls, "slowest": door.slowest, **found}))
+
+        for seed in sorted(corpus.iterdir()):  # imports, which take longer than any input may
+            door(seed.read_bytes())
+        door.counts.clear()
+        door.calls, door.slowest = 0, 0.0
+        told()
+
         def one(data: bytes) -> None:
             known = len(door.faults)
             door(data)
@@ -247,10 +305,9 @@ def child(seconds: int, corpus: Path, most: int) -> int:
                 fault = corpus.parent / f"{corpus.name}-fault-{known}"
                 fault.write_bytes(list(door.faults.values())[-1])
             if door.calls % 500 == 0 or len(door.faults) > known:
-                told = {"outcomes": dict(door.counts.most_common()), "faults": list(door.faults)}
-                counts.write_text(json.dumps(told))
+                told()
 
-        options = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=4096", f"-max_len={most}"]
+        options = [f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=4096", f"-max_len={most}"]
         options += ["-print_final_stats=1", f"-artifact_prefix={corpus.parent}/"]
         atheris.Setup([sys.argv[0], *options, str(corpus)], one)
         atheris.Fuzz()

@@ -19,7 +19,7 @@ from torch import Tensor
 from controlkit.checkpoints.encoder import ATTENDING, refuse_uneven
 from controlkit.checkpoints.ldm import ldm_name, names_from_original
 from controlkit.checkpoints.ldm_config import arguments_of, heads_of, refuse_contradictions, size_ids_of
-from controlkit.checkpoints.shapes import Shapes
+from controlkit.checkpoints.shapes import OTHER_OR_CUT, Shapes
 from controlkit.errors import ConfigError, ControlKitWarning, Incomplete, Unsupported
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _hint_convs(own: Shapes, what: str) -> int:
             what,
             found=f"convolutions at {sorted(found) or 'no place'} of input_hint_block",
             expected="an even number of them at 0, 2, 4, …",
-            fix="Download it again; if it is complete, this variant is not read.",
+            fix=OTHER_OR_CUT,
             code="CK-L22",
         )
     return len(found)

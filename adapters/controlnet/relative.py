@@ -14,7 +14,7 @@ import torch
 
 from controlkit.adapters.controlnet import checkpoint
 from controlkit.adapters.controlnet.original import PREFIX
-from controlkit.checkpoints.shapes import Shapes
+from controlkit.checkpoints.shapes import OTHER_OR_CUT, Shapes
 from controlkit.errors import CheckpointError, Incomplete, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def plan(layout: str, shapes: Shapes, config: Mapping[str, Any] | None, what: st
             what,
             found=f"no {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if missing[3:] else ""),
             expected="each weight, whole or as two factors" if is_lora else "what a base model does not have",
-            fix="Download it again.",
+            fix=OTHER_OR_CUT,
             code="CK-L22",
         )
     stored = {name: shapes[theirs] for name, theirs in names.items()}
@@ -145,7 +145,7 @@ def _whole(shapes: Shapes, what: str) -> Shapes:
                 what,
                 found=f"{name!r:.120} alone",
                 expected=f"{stem}.up and {stem}.down",
-                fix="Download it again.",
+                fix=OTHER_OR_CUT,
                 code="CK-L22",
             )
         if len(up) < 2 or len(down) < 2 or prod(up[1:]) != down[0]:
@@ -153,7 +153,7 @@ def _whole(shapes: Shapes, what: str) -> Shapes:
                 f"{what}: {stem}",
                 found=f"factors of shapes {list(up)} and {list(down)}",
                 expected="(outputs, rank) and (rank, inputs)",
-                fix="Download it again.",
+                fix=OTHER_OR_CUT,
                 code="CK-L24",
             )
         whole[f"{stem}.weight"] = (up[0], *_inputs(stem, down[1:]))

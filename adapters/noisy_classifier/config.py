@@ -29,12 +29,28 @@ _RENAMED = {
     "classifier_pool": "pool",
     "num_channels": "model_channels",
 }
+_UNET_FLAGS = frozenset(
+    (
+        *("num_channels", "num_res_blocks", "channel_mult", "attention_resolutions", "resblock_updown"),
+        *("num_heads", "num_heads_upsample", "num_head_channels"),
+        *("use_scale_shift_norm", "use_new_attention_order"),
+    )
+)
+"""Flags of the U-Net where a script has those of both networks."""
+_REQUIRED = frozenset(
+    (
+        *("image_size", "in_channels", "model_channels", "out_channels"),
+        *("num_res_blocks", "attention_resolutions"),
+    )
+)
+"""Arguments without which the original constructors cannot be called."""
 _UNUSED = frozenset(
     (
         *("dropout", "use_checkpoint", "use_fp16", "classifier_use_fp16", "class_cond", "learn_sigma"),
         *("diffusion_steps", "noise_schedule", "timestep_respacing", "use_kl", "predict_xstart"),
         *("rescale_timesteps", "rescale_learned_sigmas", "sigma_small"),
-        *("classifier_scale", "published_classifier_scale"),
+        *("classifier_scale", "published_classifier_scale", "classifier_path", "model_path"),
+        *("clip_denoised", "use_ddim", "num_samples", "batch_size"),
     )
 )
 """Flags of training and sampling. Classes and learned variances are told by shapes."""
@@ -216,6 +232,34 @@ def constructor_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(sides, list | tuple | set | frozenset):
         entries["attention_resolutions"] = tuple(sides) or None
     return entries
+
+
+def said_of(values: Mapping[str, Any], *, is_unet: bool) -> dict[str, Any]:
+    """What a config says of one of the two networks, with the defaults of the call that it is written for.
+
+    Flags of the script that samples with a classifier are those of both; ``create_classifier`` always takes
+    heads of 64 channels. A whole call of a constructor that says nothing of heads means one head, as does
+    ``num_head_channels=-1``.
+
+    Args:
+        values: Constructor arguments or script flags, all or some.
+        is_unet: Which network it is.
+
+    Raises:
+        ConfigError: A flag that cannot be read.
+    """
+    entries = dict(values)
+    flags = {key for key in entries if key in _RENAMED and key not in _UNET_FLAGS}
+    others = flags if is_unet else _UNET_FLAGS if flags and "num_channels" in entries else frozenset[str]()
+    entries = {key: value for key, value in entries.items() if key not in others}
+    if "num_heads" not in entries and entries.get("num_head_channels", -1) in (-1, None):
+        if flags and not is_unet:
+            entries["num_head_channels"] = PUBLISHED_HEAD
+        elif entries.get("num_head_channels") == -1 or (
+            entries.keys() >= _REQUIRED and entries.get("pool") != "attention"
+        ):
+            entries["num_heads"] = 1
+    return constructor_arguments(entries)
 
 
 def _numbers(key: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controlkit.adapters.noisy_classifier.config import PUBLISHED_HEAD, constructor_arguments
+from controlkit.adapters.noisy_classifier.config import PUBLISHED_HEAD, said_of
 from controlkit.checkpoints.shapes import Shapes, count, shape_of
 from controlkit.errors import ConfigError
 
@@ -51,7 +51,7 @@ def infer(shapes: Shapes, config: Mapping[str, Any] | None, what: str) -> tuple[
         Incomplete: A tensor that is needed for it is missing.
         ConfigError: Shapes allow several networks, or none; the message says what to give.
     """
-    given = constructor_arguments(config or {})
+    given = said_of(config or {}, is_unet=_is_unet(shapes))
     base = shape_of(shapes, "time_embed.0.weight", what)[-1]
     first = shape_of(shapes, "input_blocks.0.0.weight", what)
     if len(first) != 4 or not base:

@@ -183,7 +183,8 @@ class NoisyClassifier(ControlModule):
                 fix="Give it x_t itself; latents of an autoencoder are no pictures.",
             )
         halvings = 2 ** (len(self.config.widths) - 1)
-        if min(height, width) < halvings:
+        reduced = self._reduced(height), self._reduced(width)
+        if not min(reduced):
             raise HintError(
                 "noisy pictures",
                 found=f"{height}x{width} pixels",
@@ -192,12 +193,19 @@ class NoisyClassifier(ControlModule):
         pool = self.out[2] if self.config.pool == "attention" else None
         if isinstance(pool, AttentionPool):
             side = math.isqrt(pool.positional_embedding.shape[1] - 1)
-            if (height // halvings, width // halvings) != (side, side):
+            if reduced != (side, side):
                 raise HintError(
                     "noisy pictures",
                     found=f"{height}x{width} pixels",
                     expected=f"{side * halvings} a side, the size that its attention pool was made for",
                 )
+
+    def _reduced(self, side: int) -> int:
+        """A side of the last feature map: a convolution that halves rounds up, an average down."""
+        learned = self.config.conv_resample and not self.config.resblock_updown
+        for _ in self.config.widths[1:]:
+            side = (side + learned) // 2
+        return side
 
 
 def _head(config: ClassifierConfig, channels: list[int]) -> nn.Sequential:

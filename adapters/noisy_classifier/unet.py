@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,9 @@ from controlkit.adapters.noisy_classifier.blocks import (
 )
 from controlkit.adapters.noisy_classifier.config import PixelUNetConfig
 from controlkit.adapters.noisy_classifier.infer import infer
-from controlkit.checkpoints.placing import check_dtypes
+from controlkit.checkpoints.placing import Placer, check_dtypes, choose_dtype, main_dtype, usable_device
 from controlkit.checkpoints.shapes import Shapes, refuse_giant, shape_of
-from controlkit.errors import HintError, Incomplete, NonFinite, ParameterError, ShapeMismatch
+from controlkit.errors import ControlKitWarning, HintError, Incomplete, ParameterError, ShapeMismatch
 
 
 class PixelUNet(nn.Module):
@@ -124,7 +125,12 @@ class PixelUNet(nn.Module):
 
 
 def load_pixel_unet(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, what: str = "state dict"
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    what: str = "state dict",
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> PixelUNet:
     """Build a pixel U-Net from its weights, complete and finite, or not at all.
 
@@ -133,15 +139,17 @@ def load_pixel_unet(
         config: Arguments of ``UNetModel`` or ``create_model``, all or some. None: told by the shapes, with
             the heads of the published networks.
         what: Its name, for errors.
+        dtype: Of all its weights; by default that of most of them (float32, float16 or bfloat16).
+        device: Where to put it; by default the CPU.
 
     Returns:
-        The network, in evaluation mode, without gradients.
+        The network, in evaluation mode, without gradients. What was unusual is a warning.
 
     Raises:
         Incomplete: A weight is missing or without data, or one is there that the network does not have.
-        Unsupported: One is no floating-point number.
+        Unsupported: One is no floating-point number, or sparse or quantised.
         ShapeMismatch: One has another shape than the config says.
-        NonFinite: One holds NaN or infinity.
+        NonFinite: One holds NaN or infinity, or would in ``dtype``.
         ConfigError: Shapes do not tell and the config does not say, or it says what cannot be built.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
@@ -161,19 +169,23 @@ def load_pixel_unet(
             fix="Give the config that fits these weights.",
             code="CK-L22",
         )
-    check_dtypes({name: tensor.dtype for name, tensor in state_dict.items()}, targets, what)
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise ShapeMismatch(
                 f"{what}: {name}",
                 found=f"shape {list(shapes[name])}",
                 expected=f"{list(shape)}, by the config",
+                fix="Give the config that fits these weights.",
             )
-        if state_dict[name].is_meta:
-            raise Incomplete(f"{what}: {name}", found="a tensor without data (meta)", expected="weights")
-        if not torch.isfinite(state_dict[name]).all():
-            raise NonFinite(f"{what}: {name}", found="NaN or infinity", expected="finite weights")
-    unet.load_state_dict(dict(state_dict), strict=True, assign=True)
+    dtypes = {name: tensor.dtype for name, tensor in state_dict.items()}
+    check_dtypes(dtypes, targets, what)
+    place = usable_device(device)
+    to, notes = choose_dtype({*dtypes.values()}, main_dtype(dtypes, shapes), dtype, place, what)
+    placer = Placer(to, place, what)
+    placed = {name: placer.place(name, tensor) for name, tensor in state_dict.items()}
+    for note in (*notes, *placer.finish()):
+        warnings.warn(f"{what}: {note}", ControlKitWarning, stacklevel=2)
+    unet.load_state_dict(placed, strict=True, assign=True)
     return unet.eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlkit.checkpoints.config import Keys, parse, validate
-from controlkit.errors import ConfigError, KindMismatch
+from controlkit.errors import ConfigError, ConfigMismatch
 
 CLASS = "UniControlNet"
 
@@ -158,11 +158,11 @@ def read_config(
 
     Raises:
         ConfigError: An entry that is not known, or a value that cannot be built; or neither half.
-        KindMismatch: It describes another class.
+        ConfigMismatch: It describes another class.
     """
     named = values.get("_class_name", CLASS)
     if named != CLASS:
-        raise KindMismatch(f"{what}: _class_name", found=repr(named), expected=CLASS)
+        raise ConfigMismatch(f"{what}: _class_name", found=f"{named!r:.80}", expected=CLASS)
     halves = {key: value for key, value in values.items() if not key.startswith("_") and value is not None}
     bad = sorted(set(halves) - {"local", "tokens"})
     bad += [key for key in ("local", "tokens") if not isinstance(halves.get(key, {}), Mapping)]

@@ -46,6 +46,8 @@ _GROUPS = 32
 _SECTIONS = ("local_control_config", "local", "common", "global_control_config", "global")
 _OF_GLOBAL = ("global_control_config", "global")
 _LOCAL_ONLY = ("local_channels", "inject_channels", "inject_layers")
+_EXTRACTED = 4
+"""Features that the original's extractor has, whatever the number of levels."""
 
 _BACK = (
     (re.compile(r"zero_convs\.(\d+)\.0\.(\w+)"), r"controlnet_down_blocks.\1.\2"),
@@ -140,7 +142,7 @@ def arguments(
         _compare(theirs, {"in_dim": dim, "channel_mult": multiples}, what)
     if local is None:
         return {}
-    _compare(ours, {key: local[key] for key in _LOCAL_ONLY}, what)
+    _compare(_in_effect(ours, local), {key: local[key] for key in _LOCAL_ONLY}, what)
     found = arguments_of(rest, "local_control_config", what)
     refuse_contradictions(found, local, what)
     return found
@@ -162,6 +164,28 @@ def _without(config: Mapping[str, Any], ours: dict[str, Any], theirs: dict[str, 
         else:
             rest[key] = value
     return rest
+
+
+def _in_effect(ours: Mapping[str, Any], local: Mapping[str, Any]) -> dict[str, Any]:
+    """The local half's own arguments, without the entries that change nothing in the original.
+
+    It builds an injected block where ``1 + 3 * level + block`` is listed, whatever the number of blocks of a
+    level, and gives each listed layer the feature at its place in the list; layers that are not injected
+    blocks do not look at it. So three levels may come with the four layers of the published network.
+    """
+    read = dict(ours)
+    layers, told = ours.get("inject_layers"), local["inject_layers"]
+    if isinstance(layers, list | tuple) and tuple(layers[: len(told)]) == told:
+        blocks = local["layers_per_block"]
+        levels = range(len(local["block_out_channels"]))
+        places = ((level, block) for level in levels for block in range(blocks))
+        built = [
+            1 + level * (blocks + 1) + block for level, block in places if 1 + 3 * level + block in layers
+        ]
+        read["inject_layers"] = told if tuple(built) == told else layers
+    if isinstance(channels := ours.get("inject_channels"), list | tuple):
+        read["inject_channels"] = channels[: max(_EXTRACTED, len(local["inject_channels"]))]
+    return read
 
 
 def _compare(given: Mapping[str, Any], told: Mapping[str, Any], what: str) -> None:

@@ -24,7 +24,8 @@ from controlkit.errors import (
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
-_SOUGHT = 1 << 16
+_SOUGHT, _SOUGHT_FAR = 1 << 16, 1 << 24
+"""Bytes from the end in which the directory is looked for; more where the file must be refused anyhow."""
 _FAULTS = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, struct.error)
 
 
@@ -92,9 +93,10 @@ def _damage_is_ours(what: str) -> Iterator[None]:
 
 def _check_end(file: IO[bytes], size: int, what: str) -> None:
     """The directory must lie right before the end of the file, where its size and its offset agree."""
-    file.seek(max(0, size - _END.size - _LOCATOR.size - _END_64.size - _SOUGHT))
-    tail = file.read() or b""
+    tail = _tail(file, size, _END.size + _LOCATOR.size + _END_64.size + _SOUGHT)
     if tail[-_END.size :][:4] != b"PK\5\6":
+        if b"PK\5\6" not in tail and b"PK\5\6\0\0\0\0" in (more := _tail(file, size, _SOUGHT_FAR)):
+            tail = more
         after = len(tail) - _END.size - tail.rfind(b"PK\5\6")
         if b"PK\5\6" in tail:
             raise CheckpointCorrupt(
@@ -126,6 +128,11 @@ def _check_end(file: IO[bytes], size: int, what: str) -> None:
         here, total, length, offset = large
     if disk or first_disk or here != total or comment or offset + length != begin:
         raise _ambiguous(what, "a directory elsewhere than before the end of the file")
+
+
+def _tail(file: IO[bytes], size: int, count: int) -> bytes:
+    file.seek(max(0, size - count))
+    return file.read() or b""
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int, what: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from controlkit.errors import ConfigError, KindMismatch, Unsupported
+from controlkit.errors import ConfigError, ConfigMismatch, Unsupported
 
 _T = TypeVar("_T")
 
@@ -49,17 +49,17 @@ def parse(cls: type[_T], values: Mapping[str, Any], keys: Keys, what: str = "con
         what: The file, for errors.
 
     Raises:
-        KindMismatch: It describes another class.
+        ConfigMismatch: It describes another class.
         Unsupported: It switches on a feature that is not implemented.
         ConfigError: A key is not known, or a value cannot be built.
     """
     named = values.get("_class_name")
     if named is not None and named not in keys.classes:
-        raise KindMismatch(
+        raise ConfigMismatch(
             f"{what}: _class_name",
-            found=repr(named),
+            found=f"{named!r:.80}",
             expected=" or ".join(keys.classes),
-            fix="Load the checkpoint as what it is.",
+            fix="Use the config.json that came with these weights; their names tell what they are.",
         )
     known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
-from controlkit.checkpoints.shapes import Shapes, count, shape_of, shape_of_rank
+from controlkit.checkpoints.shapes import OTHER_OR_CUT, Shapes, count, shape_of, shape_of_rank
 from controlkit.errors import Unsupported
 
 ATTENDING = "CrossAttnDownBlock2D"
@@ -112,5 +112,17 @@ def refuse_uneven(shapes: Shapes, entries: dict[str, Any], what: str) -> None:
                 found=f"{depth} layers in {place}.attentions.{number}",
                 expected=f"{expected}, as elsewhere at this level",
                 fix="Networks whose attentions differ within a level are not read.",
+                code="CK-L20",
+            )
+    blocks = {"down_blocks": entries["layers_per_block"], "up_blocks": entries["layers_per_block"] + 1}
+    for place in sorted({place for place, *_ in found} - {"mid_block"}):
+        numbers = {number for other, _, number in found if other == place}
+        without = [number for number in range(blocks[place.split(".")[0]]) if str(number) not in numbers]
+        if without:
+            raise Unsupported(
+                what,
+                found=f"no layers in {place}.attentions.{without[0]}, and some in others beside it",
+                expected="some after each residual block of a level, or after none",
+                fix=OTHER_OR_CUT,
                 code="CK-L20",
             )

@@ -53,6 +53,8 @@ class Reader(Protocol):
 
 
 _CLASSES = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i-adapter"}
+_PARTS = 20
+"""Parts of a file that are looked at each for itself, the largest first: a name may begin with anything."""
 _WRAPS = ("module.", "_orig_mod.", "controlnet.", "state_dict.", "model.")
 
 
@@ -72,10 +74,18 @@ def recognise(shapes: Shapes, what: str, *, config: Mapping[str, Any] | None = N
         if layout.matches(joined, shapes):
             return layout
     named = _CLASSES.get(str((config or {}).get("_class_name")))
-    if named is not None and any(
-        name.startswith(("down_blocks.", "mid_block.", "adapter.")) for name in shapes
+    if named is not None and (
+        not shapes or any(name.startswith(("down_blocks.", "mid_block.", "adapter.")) for name in shapes)
     ):
         return next(layout for layout in LAYOUTS if layout.kind == named and layout.layout == "diffusers")
+    if not shapes:
+        raise NotACheckpoint(
+            what,
+            found="no tensor in it",
+            expected="a control for a U-Net",
+            fix="Check that this is the right file.",
+            code="CK-L18",
+        )
     if parts := _parts(shapes):
         raise NotACheckpoint(
             what,
@@ -101,7 +111,7 @@ def _parts(shapes: Shapes) -> list[str]:
         if dot:
             parts.setdefault(f"{first}.", {})[rest] = shape
     found: list[str] = []
-    for prefix, inner in parts.items():
+    for prefix, inner in sorted(parts.items(), key=lambda part: -len(part[1]))[:_PARTS]:
         joined = "\n" + "\n".join(inner) + "\n"
         title = next((layout.title for layout in LAYOUTS if layout.matches(joined, inner)), None)
         if title is not None:

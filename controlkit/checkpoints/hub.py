@@ -118,13 +118,29 @@ def _download(hf: Any, repository: str, item: Any, commit: str) -> str:
     local = hf.hf_hub_download(repository, item.rfilename, revision=commit)
     expected = getattr(item, "size", None)
     if isinstance(expected, int) and (found := os.path.getsize(local)) != expected:
+        discard(Path(local))
         raise DownloadError(
             f"{repository}: {item.rfilename}",
             found=f"{found} bytes",
             expected=f"{expected}, as the hub lists",
-            fix=f"Delete {local} and download it again.",
+            fix="They were removed from the cache: try again. Check whether the address needs a login.",
         )
     return local
+
+
+def discard(path: Path) -> bool:
+    """Remove a file that is not what the hub lists from the client's cache, or it would be found there again.
+
+    Returns:
+        Whether it was in a cache, and is gone.
+    """
+    if not any(part.name == "snapshots" for part in path.parents):
+        return False
+    blob = path.resolve()
+    with suppress(OSError):
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    return not path.exists()
 
 
 def _remember(local: Path, revision: str, commit: str) -> None:

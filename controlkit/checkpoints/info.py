@@ -9,9 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from controlkit.checkpoints.formats import Layout, base_of, recognise, unwrap
+from controlkit.checkpoints.placing import main_dtype
 from controlkit.checkpoints.sources import Opened, open_source
 
 _CONDITIONS = {
@@ -112,6 +111,7 @@ def inspect(
         shapes = {name[len(prefix) :]: shape for name, shape in shapes.items()}
         layout = recognise(shapes, opened.what, config=opened.config)
         base, config = _describe(layout, shapes, opened.config)
+        most = main_dtype(opened.weights.dtypes, opened.weights.shapes)
         return CheckpointInfo(
             source=opened.what,
             kind=layout.kind,
@@ -119,7 +119,7 @@ def inspect(
             layout=layout.layout,
             condition=condition_of(opened),
             parameters=sum(math.prod(shape) for shape in shapes.values()),
-            dtype=main_dtype(opened).removeprefix("torch."),
+            dtype=str(most or "none").removeprefix("torch."),
             config={key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
             keys=len(shapes),
             loadable=layout.reader is not None,
@@ -127,14 +127,6 @@ def inspect(
             advice="" if layout.reader is not None else layout.advice,
             notes=(*opened.notes, *opened.weights.notes, *notes),
         )
-
-
-def main_dtype(opened: Opened) -> str:
-    """The dtype that most weights are stored in."""
-    sizes: dict[torch.dtype, int] = {}
-    for name, dtype in opened.weights.dtypes.items():
-        sizes[dtype] = sizes.get(dtype, 0) + math.prod(opened.weights.shapes[name])
-    return str(max(sizes, key=lambda dtype: sizes[dtype])) if sizes else "none"
 
 
 def condition_of(opened: Opened) -> str | None:

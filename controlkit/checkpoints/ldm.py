@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from controlkit.checkpoints.shapes import Shapes
+from controlkit.checkpoints.shapes import OTHER_OR_CUT, Shapes
 from controlkit.errors import Incomplete, Unsupported
 
 _HEADS = {
@@ -147,7 +147,7 @@ def layers_of(shapes: Shapes, what: str) -> int:
             what,
             found=f"{len(blocks)} blocks of the encoder, the last of which is number {total - 1}",
             expected="all of them, to tell the size of the network",
-            fix="Download it again.",
+            fix=OTHER_OR_CUT,
             code="CK-L22",
         )
     if not any(name.startswith("middle_block.1.") for name in shapes):
@@ -155,7 +155,7 @@ def layers_of(shapes: Shapes, what: str) -> int:
             what,
             found="no attention in middle_block.1",
             expected="it, as the original always has it",
-            fix="Download it again.",
+            fix=OTHER_OR_CUT,
             code="CK-L22",
         )
     step = min(downs, default=total)

@@ -12,6 +12,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from controlkit.checkpoints.encoder import ATTENDING
@@ -23,7 +24,6 @@ NO_EFFECT = frozenset(
         "dropout",
         "image_size",
         "legacy",
-        "num_attention_blocks",
         "num_heads_upsample",
         "offload_to_cpu",
         "spatial_transformer_attn_type",
@@ -57,6 +57,7 @@ _TOLD = (
     "hint_channels",
     "in_channels",
     "model_channels",
+    "num_attention_blocks",
     "num_res_blocks",
     "out_channels",
     "transformer_depth",
@@ -229,6 +230,12 @@ def _comparisons(
     if depth is not None:
         per_level = dict(enumerate(depth)) if listed else dict.fromkeys(range(len(widths)), depth)
         yield "transformer_depth", tuple(map(per_level.get, attending)), tuple(depths[i] for i in attending)
+    if (most := arguments.get("num_attention_blocks")) is not None:
+        # Blocks from this on have no attention; a decoder has one block more at each level than its encoder.
+        blocks = entries["layers_per_block"] + ("out_channels" in entries)
+        per_level = dict(enumerate(most)) if isinstance(most, list | tuple) else {}
+        said = tuple(per_level.get(level) for level in attending)
+        yield "num_attention_blocks", tuple(map(partial(_up_to, blocks), said)), (blocks,) * len(attending)
     if (resolutions := arguments.get("attention_resolutions")) is not None:
         told_here = tuple(2**i for i in attending)
         if isinstance(resolutions, list | tuple):
@@ -236,6 +243,10 @@ def _comparisons(
             meant = [value for value in resolutions if value not in idle or value in told_here]
             resolutions = tuple(2**i for i in range(len(widths)) if 2**i in meant)
         yield "attention_resolutions", resolutions, told_here
+
+
+def _up_to(most: int, number: object) -> object:
+    return min(number, most) if isinstance(number, int) else number
 
 
 def _whole(number: float) -> float:

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from controlkit.checkpoints.formats import Plan, Reader, expect, recognise, unwrap
-from controlkit.checkpoints.info import condition_of, main_dtype
-from controlkit.checkpoints.placing import FLOATS, Placer, check_dtypes, choose_dtype, usable_device
+from controlkit.checkpoints.info import condition_of
+from controlkit.checkpoints.placing import (
+    FLOATS,
+    Placer,
+    check_dtypes,
+    choose_dtype,
+    main_dtype,
+    usable_device,
+)
+from controlkit.checkpoints.shapes import OTHER_OR_CUT
 from controlkit.checkpoints.sources import Opened, open_source, read_json
 from controlkit.checkpoints.weights import check_digest
 from controlkit.errors import (
@@ -69,7 +77,8 @@ def load(
         subfolder: Of the folder or repository.
         weight_name: Of the weight file in it.
         revision: Branch, tag or commit on the hub; resolved once.
-        dtype: Of the module; by default what the file holds (float32, float16 or bfloat16).
+        dtype: Of the module; by default that of most of its weights in the file, whatever else the file
+            holds (float32, float16 or bfloat16).
         device: Where to put it; by default the CPU.
         sha256: What the SHA-256 of the weight file must be, in hexadecimal; of shards, the ``digest`` that
             they were once loaded with. The only way to find a change of values that leaves them finite. A
@@ -150,7 +159,7 @@ def sense_of_shapes(title: str, what: str) -> Iterator[None]:
             what,
             found=f"shapes, or a config, of nothing possible ({type(error).__name__}: {error})"[:200],
             expected=f"those of {title}",
-            fix="Download it again, or give the config that fits these weights.",
+            fix=f"Give the config that fits these weights, if there is one. {OTHER_OR_CUT}",
         ) from error
 
 
@@ -238,9 +247,10 @@ def _read(
 ) -> dict[str, Tensor]:
     """The tensors of ``names`` where the module has them, in its dtype and on its device."""
     weights, (dtype, device) = opened.weights, goal
-    floats = {weights.dtypes[name] for target, name in names.items() if targets[target].is_floating_point()}
-    most = next((item for item in FLOATS if str(item) == main_dtype(opened)), None)
-    to, converted = choose_dtype(floats, most, dtype, device, opened.what)
+    floats = {name for target, name in names.items() if targets[target].is_floating_point()}
+    stored = {weights.dtypes[name] for name in floats}
+    most = main_dtype(weights.dtypes, weights.shapes, floats)
+    to, converted = choose_dtype(stored, most, dtype, device, opened.what)
     placer = Placer(to, device, opened.what, allow_nonfinite=allow_nonfinite)
     users: dict[str, list[str]] = {}
     for target, name in names.items():
@@ -280,9 +290,9 @@ def _check_names(
         first = ", ".join(missing[:5])
         raise Incomplete(
             what,
-            found=f"{len(targets) - len(missing)} of {len(targets)} weights, without {first:.300}",
+            found=f"{len(targets) - len(missing)} of {len(targets)} weights, without {first:.420}",
             expected="all of them",
-            fix="Download it again, or give the config that fits these weights.",
+            fix="Give the config that fits these weights; or if some were lost, download them again.",
             code="CK-L22",
         )
 

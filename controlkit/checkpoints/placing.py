@@ -6,6 +6,7 @@ and how large the largest is, since a flipped bit or a wrong dtype label shows n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from statistics import median
 from typing import Any
@@ -60,6 +61,24 @@ def can_hold(dtype: torch.dtype, device: torch.device | None) -> bool:
     return True
 
 
+def main_dtype(
+    dtypes: Mapping[str, torch.dtype],
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Collection[str] | None = None,
+) -> torch.dtype | None:
+    """The dtype that most numbers are stored in; None where there are none.
+
+    Args:
+        dtypes: Of all tensors of a file, by name.
+        shapes: Of the same.
+        names: Those that count, as a file may hold other things beside them; None: all.
+    """
+    sizes: dict[torch.dtype, int] = {}
+    for name in dtypes if names is None else names:
+        sizes[dtypes[name]] = sizes.get(dtypes[name], 0) + math.prod(shapes[name])
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
+
+
 def choose_dtype(
     stored: Collection[torch.dtype],
     most: torch.dtype | None,
@@ -71,7 +90,7 @@ def choose_dtype(
 
     Args:
         stored: Dtypes of its floating-point weights in the file.
-        most: The dtype of most of what the file holds, if it is one of `FLOATS`.
+        most: The dtype of most of them.
         wanted: What the caller asked for.
         device: Where the module goes.
         what: The file's name, for errors.
@@ -79,7 +98,8 @@ def choose_dtype(
     Raises:
         DtypeUnsupported: The device cannot hold what was asked for.
     """
-    to = wanted or most or next((WIDENED[dtype] for dtype in stored if dtype in WIDENED), torch.float32)
+    most = torch.float32 if most is None else WIDENED.get(most, most)
+    to = wanted or most
     if not can_hold(to, device):
         if wanted is not None:
             raise DtypeUnsupported(
@@ -92,7 +112,7 @@ def choose_dtype(
     others = sorted(str(dtype).removeprefix("torch.") for dtype in stored if dtype != to)
     if wanted is not None or not others:
         return to, []
-    reason = "" if to in FLOATS and most in (None, to) else f", as {device or 'cpu'} cannot hold them"
+    reason = "" if to == most else f", as {device or 'cpu'} cannot hold them"
     return to, [f"weights stored as {', '.join(others)} were converted to {to}{reason}".replace("torch.", "")]
 
 

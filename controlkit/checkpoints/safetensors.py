@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ MAX_HEADER = 4 << 20
 """Bytes. The format allows 100 MB; 10 000 tensors, more than any model of this field, need under 2 MB."""
 MAX_NAME = 1000
 """Characters of a tensor's name."""
-_MAX_LISTS = 200_000
-"""Opening brackets in a header: every list is an object, of many times the bytes of its text."""
+_MAX_LISTS = 50_000
+"""Opening brackets in a header, two for a tensor: every list is an object, of many times its text's bytes."""
 _CHUNK = 16 << 20
 
 DTYPES: dict[str, torch.dtype] = {
@@ -191,7 +192,7 @@ def _load_json(raw: bytes, what: str) -> dict[str, Any]:
         return result
 
     def no_constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
+        raise ValueError(f"{text} at char {_place_of(text, raw.decode())} is not JSON")
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
@@ -199,11 +200,17 @@ def _load_json(raw: bytes, what: str) -> dict[str, Any]:
         if isinstance(error, CheckpointCorrupt):
             raise
         where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else f": {error}"
-        found = f"a header that is not JSON{where if not isinstance(error, RecursionError) else ''}"
-        raise _bad(what, found[:200], "a JSON object", "CK-L04") from None
+        where = ": nested too deeply" if isinstance(error, RecursionError) else where
+        raise _bad(what, f"a header that is not JSON{where}"[:200], "a JSON object", "CK-L04") from None
     if not isinstance(header, dict):
         raise _bad(what, f"a header that is a {type(header).__name__}", "a JSON object", "CK-L04")
     return header
+
+
+def _place_of(constant: str, text: str) -> int:
+    """Where a word stands outside of quotes."""
+    matches = re.finditer(rf'"(?:[^"\\]|\\.)*"|{constant}', text)
+    return next((match.start() for match in matches if match[0] == constant), 0)
 
 
 def _entry(name: str, value: Any, what: str) -> Entry:

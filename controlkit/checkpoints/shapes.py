@@ -9,6 +9,9 @@ from controlkit.errors import ConfigError, Incomplete, ShapeMismatch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+OTHER_OR_CUT = "A network of other structure is not read; if it is the right one, download it again."
+"""What to do where a tensor is missing or odd in a file that is sound: both can be the reason."""
+
 
 def shape_of(shapes: Shapes, name: str, what: str) -> tuple[int, ...]:
     """The shape of a tensor that is needed to tell the size of the network.
@@ -21,7 +24,7 @@ def shape_of(shapes: Shapes, name: str, what: str) -> tuple[int, ...]:
             what,
             found=f"no {name}",
             expected="it, to tell the size of the network",
-            fix="Download it again, or give its config.",
+            fix=f"{OTHER_OR_CUT} Its config.json tells the size too.",
             code="CK-L22",
         )
     return shapes[name]
@@ -40,7 +43,7 @@ def shape_of_rank(shapes: Shapes, name: str, rank: int, what: str) -> tuple[int,
             f"{what}: {name}",
             found=f"shape {list(shape)}",
             expected=f"{rank} dimensions",
-            fix="Download it again.",
+            fix=OTHER_OR_CUT,
             code="CK-L24",
         )
     return shape

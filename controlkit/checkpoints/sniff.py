@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import IO, Literal
@@ -13,6 +14,10 @@ Format = Literal["safetensors", "zip", "pickle"]
 
 _SHORTEST = 10
 """Bytes; an empty safetensors file has as many."""
+_HEAD = 1024
+_WORDS = re.compile(rb"[A-Za-z0-9]{2,}[,:]? [A-Za-z]{2,}[ -~\s]*")
+"""A server's answer in plain text; also a pickle of protocol 0 that is a text, which is no weights either."""
+_IF_AN_ERROR = "If it is a server's error message, check the address, and whether it needs a login."
 _OTHER_WEIGHTS = (
     (b"GGUF", "a GGUF file", "Convert it to safetensors, for example with stable-diffusion.cpp's converter."),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Load it with Keras and save its weights as safetensors."),
@@ -65,7 +70,7 @@ def sniff(file: IO[bytes], size: int, what: str) -> Format:
         NotACheckpoint: A web page, a pointer, a picture, an archive.
         Unsupported: Weights in a format that is not read.
     """
-    head = file.read(1024) or b""
+    head = file.read(_HEAD) or b""
     file.seek(0)
     if not head:
         raise CheckpointCorrupt(
@@ -140,7 +145,9 @@ def _refuse_others(head: bytes, what: str) -> None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
         name, fix = "a web page", "The download went wrong: check the address, and whether it needs a login."
     elif text.startswith((b"{", b"[")) and b"\0" not in head:
-        name, fix = "JSON text", "Give the weight file or its folder, not a config or an error message."
+        name, fix = "JSON text", f"Give the weight file or its folder, not its config. {_IF_AN_ERROR}"
+    elif len(head) < _HEAD and _WORDS.fullmatch(head):
+        name, fix = f"the words {head[:80].decode()!r}", _IF_AN_ERROR
     else:
         return
     raise NotACheckpoint(what, found=name, expected="a weight file", fix=fix, code="CK-L11")

@@ -100,7 +100,15 @@ def open_source(
             except CheckpointCorrupt as error:
                 raise _with_digest(error, expected) from None
             _check_index(paths, weights, listed)
-            yield Opened(weights, entries, what, found.notes, expected)
+            try:
+                yield Opened(weights, entries, what, found.notes, expected)
+            except CheckpointCorrupt as error:
+                if error.code != "CK-L29" or sha256 is not None or not hub.discard(paths[0]):
+                    raise
+                fix = "It is not the file that the hub lists, and was removed from the cache: load it again."
+                raise CheckpointCorrupt(
+                    what, found=error.found, expected=error.expected, fix=fix, code=error.code
+                ) from None
     except OSError as error:
         if isinstance(error, ControlKitError):
             raise

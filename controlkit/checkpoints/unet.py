@@ -22,7 +22,14 @@ from controlkit.checkpoints.load import (
 )
 from controlkit.checkpoints.shapes import Shapes, refuse_giant, shape_of_rank
 from controlkit.checkpoints.sources import Opened, open_source
-from controlkit.errors import ConfigError, ControlKitWarning, KindMismatch, MissingExtra, ParameterError
+from controlkit.errors import (
+    ConfigError,
+    ConfigMismatch,
+    ControlKitWarning,
+    KindMismatch,
+    MissingExtra,
+    ParameterError,
+)
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -102,8 +109,7 @@ def unet(
                 name[len(prefix) :]: tensor for name, tensor in opened.weights.read(opened.weights.shapes)
             }
             with sense_of_shapes("a U-Net of guided-diffusion", opened.what):
-                module: Any = load_pixel_unet(state, entries or None, opened.what)
-            module = module.to(device=device, dtype=dtype)
+                module: Any = load_pixel_unet(state, entries or None, opened.what, dtype=dtype, device=device)
         else:
             planner = _plan_original if layout == "ldm" else _plan_diffusers
             with sense_of_shapes("a U-Net", opened.what):
@@ -198,8 +204,11 @@ def _plan(
 ) -> Plan:
     named = entries.get("_class_name")
     if named not in (None, "UNet2DConditionModel"):
-        raise KindMismatch(
-            f"{what}: config _class_name", found=repr(named), expected="UNet2DConditionModel", code="CK-L30"
+        raise ConfigMismatch(
+            f"{what}: config _class_name",
+            found=f"{named!r:.80}",
+            expected="UNet2DConditionModel",
+            fix="Use the config.json that came with these weights.",
         )
     settings = {key: value for key, value in entries.items() if not key.startswith("_")}
     for key in ("layers_per_block", "transformer_layers_per_block"):

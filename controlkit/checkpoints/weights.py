@@ -232,6 +232,8 @@ def _name_notes(path: Path, found: str) -> list[str]:
     suffix = path.suffix.lower()
     if found == "safetensors" and suffix in _PICKLE_SUFFIXES:
         return [f"{path.name} is named like a pickle and holds safetensors; it was read as what it holds"]
+    if found != "safetensors" and suffix not in _PICKLE_SUFFIXES:
+        return [f"{path.name} is not named like a pickle and holds one; it was unpickled, as it was allowed"]
     return []
 
 

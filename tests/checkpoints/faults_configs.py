@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from controlkit.checkpoints import load
-from controlkit.errors import CheckpointError, ConfigError, KindMismatch, ShapeMismatch
+from controlkit.errors import CheckpointError, ConfigError, ConfigMismatch, ShapeMismatch
 from tests import tiny
 from tests.checkpoints.fault_table import Maker, check, refuse
 from tests.checkpoints.files import adapter
@@ -51,10 +52,9 @@ refuse(
     30,
     "other_class",
     configured(_entries(_class_name="UNet2DConditionModel")),
-    KindMismatch,
+    ConfigMismatch,
     "_class_name",
     "'UNet2DConditionModel'; needed ControlNetModel",
-    code="CK-L20",
 )
 
 
@@ -63,6 +63,11 @@ def a_missing_config_is_inferred(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     place = adapter().save(folder / "x")
     (place / "config.json").unlink()
     assert load(place).config_entries() == adapter().config_entries()
+    place = tiny.controlnet().save(folder / "y")
+    (place / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"no config.json.*attention_head_dim") as caught:
+        load(place)  # its heads are in no shape, and it is no published network
+    assert caught.value.code == "CK-L30"
 
 
 # L31 (memory in `test_faults.py`)
@@ -86,6 +91,27 @@ for _name, _changes in GIANTS.items():
     }.get(_name, "CK-L31")
     refuse(31, _name, configured(_entries(**_changes)), _error, code=_code)
 
+ADAPTERS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
+    "adapter_widths": ({"channels": [1 << 20] * 2}, ConfigError, "CK-L30"),
+    "adapter_fitting_widths": ({"channels": [65536] * 64}, ShapeMismatch, "CK-L24"),
+    "adapter_layers": ({"num_res_blocks": 1_000_000}, ConfigError, "CK-L30"),
+    "adapter_many_layers": ({"num_res_blocks": 60_000}, ConfigError, "CK-L31"),
+    "adapter_levels": ({"channels": [8] * 10_000}, ConfigError, "CK-L30"),
+}
+
+
+def _of_adapter(changes: dict[str, Any]) -> Maker:
+    def make(folder: Path) -> Path:
+        place = adapter().save(folder / "x")
+        (place / "config.json").write_text(json.dumps({**adapter().config_entries(), **changes}))
+        return place
+
+    return make
+
+
+for _name, (_changes, _error, _code) in ADAPTERS.items():
+    refuse(31, _name, _of_adapter(_changes), _error, code=_code)
+
 # L32
 for _key, _value in {
     "auto_map": {"AutoModel": "canary_of_tests.touch"},
@@ -105,8 +131,11 @@ refuse(
 
 
 @check(32)
-def nothing_is_imported_for_a_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_is_imported_or_fetched_for_a_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(sys.modules)
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, pytest.fail)
+    monkeypatch.setattr(socket, "getaddrinfo", pytest.fail)
     for key in ("auto_map", "_class_name", "module", "_target_"):
         with pytest.raises(CheckpointError):
             load(configured(_entries(**{key: "antigravity.Model", "surprise": 1}))(folder))

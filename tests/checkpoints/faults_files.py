@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,22 @@ refuse(1, "in_the_data", named(GOOD[:-1]), CheckpointCorrupt, "15 bytes of weigh
 refuse(1, "pickle_of_one_byte", named(b"\x80", "x.pth"), CheckpointCorrupt, "1 bytes")
 refuse(1, "zip_of_three_bytes", named(b"PK\3", "x.pth"), CheckpointCorrupt, "3 bytes", "Download")
 DIGEST = "ab" * 32
-refuse(
-    1, "digest_known", named(GOOD[:-1]), CheckpointCorrupt, f"SHA-256 {DIGEST}", header=False, sha256=DIGEST
-)
+CUTS: dict[str, Callable[[Path], bytes]] = {
+    "x.safetensors": lambda _: GOOD[:-1],
+    "prefix.safetensors": lambda _: GOOD[:4],
+    "zip.pth": lambda folder: saved(folder)[:-5],
+    "legacy.pth": lambda folder: saved(folder, zipped=False)[:-5],
+}
+for name, cut in CUTS.items():
+    refuse(
+        1,
+        f"digest_known_of_{name}",
+        lambda folder, name=name, cut=cut: write(folder / name, cut(folder)),
+        CheckpointCorrupt,
+        f"Download .*SHA-256 {DIGEST}",
+        header=False,
+        sha256=DIGEST,
+    )
 
 
 @check(1)
@@ -66,6 +80,7 @@ def at_any_byte(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(CheckpointCorrupt) as caught:
                 load(write(folder / name, whole[:length]))
             assert caught.value.code == "CK-L01", (name, length, str(caught.value))
+            assert "Download" in caught.value.fix, (name, length)
             assert (
                 str(length) in str(caught.value)
                 or "breaks off" in str(caught.value)
@@ -94,7 +109,10 @@ refuse(
 refuse(4, "not_utf8", named(pack(b'{"\xff": 1}')), CheckpointCorrupt, "at byte 2")
 refuse(4, "bad_json", named(pack(b'{"a": }')), CheckpointCorrupt, "char 6")
 refuse(4, "cut_json", named(pack(b'{"a": [')), CheckpointCorrupt, "char 7")
-refuse(4, "nan", named(pack(b'{"a": NaN}')), CheckpointCorrupt, "NaN is not JSON")
+refuse(4, "nan", named(pack(b'{"a": NaN}')), CheckpointCorrupt, "NaN at char 6 is not JSON")
+QUOTED = b'{"\\"NaN": "NaN", "b": [1, -Infinity]}'
+refuse(4, "infinity", named(pack(QUOTED)), CheckpointCorrupt, "-Infinity at char 26 is not JSON")
+refuse(4, "deep_objects", named(pack(b'{"a":' * 100_000)), CheckpointCorrupt, "nested too deeply")
 refuse(4, "list", named(pack(b"[1, 2]  ")), CheckpointCorrupt, "begins with|is a list")
 refuse(4, "metadata_is_a_list", named(pack({"__metadata__": [1]})), CheckpointCorrupt, "metadata")
 refuse(4, "entry_is_a_list", named(pack({"a": [1]})), CheckpointCorrupt, "'a' without dtype")
@@ -150,6 +168,13 @@ refuse(
 )
 refuse(
     8,
+    "zip_far",
+    lambda folder: write(folder / "y.pth", saved(folder) + bytes(200_000)),
+    CheckpointCorrupt,
+    "200000 bytes after the end",
+)
+refuse(
+    8,
     "legacy",
     lambda folder: write(folder / "y.pth", saved(folder, zipped=False) + b"junk"),
     CheckpointCorrupt,
@@ -158,6 +183,7 @@ refuse(
 
 # L9 (time and memory in `test_faults.py`)
 LIMIT = 4 << 20
+EMPTY = ("F32", [0], [0, 0])
 HEAVY: dict[str, bytes] = {
     "deep": pack(b'{"a":' + b"[" * (LIMIT - 100)),
     "million": pack(b"{" + b",".join(b'"%d":{}' % i for i in range(1_000_000)) + b"}"),
@@ -165,6 +191,8 @@ HEAVY: dict[str, bytes] = {
     "many_names": pack(b"{" + b",".join(b'"%06x":0' % i for i in range(LIMIT // 11 - 9)) + b"}"),
     "long_name": pack(header({"x" * 1_000_000: A}), bytes(8)),
     "long_number": pack(b'{"a":' + b"9" * 1_000_000 + b"}"),
+    "valid_entries": pack(header(dict.fromkeys((f"adapter.{n}" for n in range(50_000)), EMPTY))),
+    "as_many_as_are_taken": pack(header(dict.fromkeys((f"{n}." for n in range(25_000)), EMPTY))),
 }
 refuse(9, "deep", named(HEAVY["deep"]), CheckpointCorrupt, "lists; needed at most", code="CK-L09")
 refuse(9, "million", named(HEAVY["million"]), CheckpointCorrupt, "at most 4194304", code="CK-L03")
@@ -172,6 +200,15 @@ refuse(9, "many_lists", named(HEAVY["many_lists"]), CheckpointCorrupt, "lists; n
 refuse(9, "many_names", named(HEAVY["many_names"]), CheckpointCorrupt, "'000000' without", code="CK-L04")
 refuse(
     9, "long_name", named(HEAVY["long_name"]), CheckpointCorrupt, "1000000 characters; needed at most 1000"
+)
+refuse(9, "valid_entries", named(HEAVY["valid_entries"]), CheckpointCorrupt, "100000 lists; needed at most")
+refuse(
+    9,
+    "as_many_as_are_taken",
+    named(HEAVY["as_many_as_are_taken"]),
+    NotACheckpoint,
+    "25000 tensors of no known layout",
+    code="CK-L20",
 )
 refuse(9, "long_number", named(HEAVY["long_number"]), CheckpointCorrupt, "not JSON", code="CK-L04")
 
@@ -183,6 +220,8 @@ refuse(
     "a_number",
     named(pack({"a": {"dtype": 7, "shape": [], "data_offsets": [0, 4]}}, bytes(4))),
     Unsupported,
+    "'a'",
+    "dtype 7; needed one of",
 )
 
 LISTED = pack({"a": {"dtype": ["F32"], "shape": [], "data_offsets": [0, 4]}}, bytes(4))
@@ -195,8 +234,11 @@ OTHERS = {
     "html": (b"<!DOCTYPE html><html>Sign in</html>", "a web page", "login"),
     "html_late": (b"\r\n\r\n  <html><body>Not found", "a web page", "check the address"),
     "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page", "login"),
-    "json": (b'{"error": "Repository not found"}', "JSON text", "Give the weight file"),
-    "json_like_a_header": (b'{"erro":{"code": 404}}', "JSON text", "Give the weight file"),
+    "json": (b'{"error": "Repository not found"}', "JSON text", "Give the weight file", "needs a login"),
+    "json_like_a_header": (b'{"erro":{"code": 404}}', "JSON text", "check the address"),
+    "words": (b"Entry not found", "the words 'Entry not found'", "check the address"),
+    "words_like_a_pickle": (b"Invalid username or password.", "the words 'Invalid", "needs a login"),
+    "status": (b"404: Not Found\n", "the words '404: Not", "check the address"),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture", r"\.on\(\)"),
     "gzip": (b"\x1f\x8b\x08" + bytes(64), "a gzip archive", "Unpack"),
 }
@@ -236,6 +278,11 @@ def six_contents_under_thirteen_names(folder: Path, monkeypatch: pytest.MonkeyPa
                     load(path)
                 expected = {"html": NotACheckpoint, "empty": CheckpointCorrupt}.get(kind, CheckpointUnsafe)
                 assert type(caught.value) is expected
+                with pytest.raises(ControlKitError) as again:
+                    inspect(path)
+                assert str(again.value) == str(caught.value)
                 if kind in ("zip", "legacy"):
                     assert caught.value.code == "CK-L12"
                     assert "The name is wrong" in str(caught.value)
+                    with pytest.warns(ControlKitWarning, match="not named like a pickle and holds one"):
+                        assert load(path, allow_pickle=True).kind == "t2i-adapter"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from controlkit.checkpoints import load
-from controlkit.errors import CheckpointCorrupt, DownloadError, NotACheckpoint, SaveError
+from controlkit.errors import CheckpointCorrupt, DownloadError, SaveError
 from tests.checkpoints.fault_table import check
 from tests.checkpoints.files import adapter, state
 from tests.checkpoints.hub_server import serve
@@ -70,17 +70,43 @@ def a_download_that_never_ends_leaves_no_file(folder: Path, monkeypatch: pytest.
         assert load("someone/thing").kind == "t2i-adapter"
     with serve(remote, folder / "b", monkeypatch) as hub:
         hub.claimed = {WEIGHTS: 100}
-        with pytest.raises(DownloadError):
+        with pytest.raises(DownloadError, match=r"100 .*61560") as caught:
             load("someone/thing")
+        assert caught.value.code == "CK-L36"
         assert not final(folder / "b")
     with serve(remote, folder / "c", monkeypatch) as hub:
         hub.sha256 = {WEIGHTS: "0" * 64}
-        with pytest.raises(CheckpointCorrupt, match="needed 0000"):
+        with pytest.raises(CheckpointCorrupt, match=r"needed 0000.*removed from the cache: load it again"):
             load("someone/thing")
+        assert not final(folder / "c")
+        hub.sha256 = {}
+        assert load("someone/thing").kind == "t2i-adapter"
     with serve(remote, folder / "d", monkeypatch) as hub:
         hub.replaced = {WEIGHTS: b"<html>Sign in</html>"}
-        with pytest.raises((DownloadError, NotACheckpoint)):
+        with pytest.raises(DownloadError, match=r"found 20 bytes; needed \d+, as the hub lists") as caught:
             load("someone/thing")
+        assert caught.value.code == "CK-L36"
+        assert not final(folder / "d")
+        hub.replaced = {}
+        assert load("someone/thing").kind == "t2i-adapter"
+
+
+@check(36)
+def a_hub_that_never_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the request, and says nothing: an error once the time is over, and no waiting for ever."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr("controlkit.checkpoints.hub._TIMEOUT", 0.2)
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.05)
+    for part, words in (("/api/", "no connection"), ("/resolve/", "a download that failed.*[Tt]ime")):
+        with serve(adapter().save(folder / "remote"), folder / f"cache{part[1]}", monkeypatch) as hub:
+            hub.stall = {part: 0.8}
+            began = time.monotonic()
+            with pytest.raises(DownloadError, match=words) as caught:
+                load("someone/thing")
+            assert time.monotonic() - began < 20
+        assert caught.value.code == "CK-L36"
 
 
 @check(36)
@@ -136,6 +162,27 @@ def two_processes_share_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 # L38
 def _full(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@check(38)
+def brought_to_the_disk_before_it_is_renamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file's bytes, then every name, then the folder: whatever is cut off between has the old name."""
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).suffix}")
+        sync(descriptor)
+
+    def renamed(old: Any, new: Any) -> None:
+        done.append(f"rename {Path(old).suffix} {Path(new).suffix}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    adapter().save(folder / "x")
+    names = ["rename .tmp .safetensors", "rename .tmp .json", "rename .tmp .md"]
+    assert done == ["sync .tmp"] * 3 + names + ["sync "]
 
 
 @check(38)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,26 @@ refuse(
 
 
 @check(33)
+def nothing_outside_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = os.open
+
+    def recorded(name: Any, *args: Any, **options: Any) -> int:
+        opened.append(os.path.realpath(name))
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(os, "open", recorded)
+    for number, make in enumerate(
+        (_points_to("../secret.safetensors"), shards(_link), shards(_linked_shard))
+    ):
+        (place := folder / str(number)).mkdir()
+        with pytest.raises(ShardError, match="lies outside"):
+            load(make(place))
+    assert any(name.endswith(INDEX) for name in opened)
+    assert not [name for name in opened if name.endswith(("secret.safetensors", "moved.safetensors"))]
+
+
+@check(33)
 def shards_of_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, listed = state(), {}
     for number, part in enumerate((list(tensors)[:5], list(tensors)[5:]), start=1):
@@ -191,7 +213,35 @@ def a_pickle_that_changes_in_place_is_refused(folder: Path, monkeypatch: pytest.
     assert caught.value.code == "CK-L34"
 
 
+@check(34)
+def a_file_that_is_cut_after_the_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header was whole; its end is gone by the time its weights are read."""
+    module = sys.modules[load.__module__]
+    path = adapter().save(folder / "m") / WEIGHTS
+    recognise = module.recognise  # type: ignore[attr-defined]
+
+    def cut(*args: Any, **options: Any) -> Any:
+        os.truncate(path, path.stat().st_size - 100)
+        return recognise(*args, **options)
+
+    monkeypatch.setattr(module, "recognise", cut)
+    with pytest.raises(CheckpointCorrupt, match=r"an end of the file within 'adapter.*bytes more") as caught:
+        load(path)
+    assert caught.value.code == "CK-L01"
+
+
 # L35
+def _socket(folder: Path) -> str:
+    with socket.socket(socket.AF_UNIX) as end, contextlib.chdir(folder):
+        end.bind("x.safetensors")
+    return str(folder / "x.safetensors")
+
+
+def _fifo_as_index(folder: Path) -> Path:
+    os.mkfifo(folder / INDEX)
+    return folder
+
+
 def _fifo(folder: Path) -> Path:
     os.mkfifo(folder / "x.safetensors")
     return folder / "x.safetensors"
@@ -213,6 +263,8 @@ def _folder(folder: Path) -> Path:
 
 
 refuse(35, "fifo", _fifo, FileError, "a pipe, socket or device; needed a regular file", header=True)
+refuse(35, "fifo_as_index", _fifo_as_index, FileError, "a pipe, socket or device", header=True)
+refuse(35, "socket", _socket, FileError, "no such device|a pipe, socket", header=True)
 refuse(35, "null", lambda folder: Path("/dev/null"), FileError, "a pipe, socket or device", header=True)
 refuse(35, "zero", lambda folder: Path("/dev/zero"), FileError, "a pipe, socket or device", header=True)
 refuse(35, "dangling", _dangling, FileError, "no such file", header=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from time import sleep  # itself, as `serve` takes the client's pauses away
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ class HubServer:
         sha256: What the list says of a file's digest.
         replaced: Other bytes of a file.
         delay: Seconds before every part of an answer.
+        stall: Seconds before an answer, by a part of the path.
         paths: What was asked for.
         served: Files, and from which byte on.
     """
@@ -41,6 +42,7 @@ class HubServer:
         self.sha256: dict[str, str] = {}
         self.replaced: dict[str, bytes] = {}
         self.delay = 0.0
+        self.stall: dict[str, float] = {}
         self.paths: list[str] = []
         self.served: list[tuple[str, int]] = []
         hub = self
@@ -59,6 +61,7 @@ class HubServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *details: None  # clients that have gone away are the point
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -81,6 +84,7 @@ class HubServer:
         """One request."""
         path = request.path.partition("?")[0]
         self.paths.append(path)
+        sleep(next((seconds for part, seconds in self.stall.items() if part in path), 0))
         status = next((code for part, code in self.refuse.items() if part in path), None)
         if status is None and "someone/thing" not in path:
             status = 404
@@ -140,7 +144,7 @@ class HubServer:
         request.close_connection = True
         request.end_headers()
         if body:
-            time.sleep(self.delay)
+            sleep(self.delay)
             request.wfile.write(content if most is None else content[:most])
 
 

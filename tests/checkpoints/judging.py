@@ -73,23 +73,23 @@ def judge(made: Format, count: int, folder: Path, seed: int = 0) -> Tally:
             weights[whole] = _load(path, label, name).state_dict()
         path.write_bytes(content)
         began = time.process_time()
-        result = _tried(path, label, name)
+        result = tried(path, label, name)
         tally.slowest = max(tally.slowest, (time.process_time() - began, label))
         if isinstance(result, ControlKitError):
-            _check_error(result, label)
+            check_error(result, label)
             tally.refused[result.code] += 1
             if isinstance(result.__cause__, Exception):
                 tally.late[f"{type(result.__cause__).__name__} at {_place(result.__cause__)}"] += 1
             continue
         state = result.state_dict()
-        _check_from_file(state, content, label)
+        check_from_file(state, content, label)
         if state.keys() == weights[whole].keys() and all(
             torch.equal(tensor, weights[whole][key]) for key, tensor in state.items()
         ):
             tally.unchanged += 1
         else:
             tally.altered += 1
-        again = _tried(path, label, name, hashlib.sha256(whole).hexdigest())
+        again = tried(path, label, name, hashlib.sha256(whole).hexdigest())
         if not isinstance(again, ControlKitError) or again.code != "CK-L29":
             raise Fault(f"not found by its digest: {label}")
     tally.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) // 1024
@@ -101,7 +101,7 @@ def _load(path: Path, label: str, seed: str, sha256: str | None = None) -> Contr
         return load(path, config=CONFIGS.get(seed), sha256=sha256)
 
 
-def _tried(path: Path, label: str, seed: str, sha256: str | None = None) -> ControlModule | ControlKitError:
+def tried(path: Path, label: str, seed: str, sha256: str | None = None) -> ControlModule | ControlKitError:
     try:
         return _load(path, label, seed, sha256)
     except ControlKitError as error:
@@ -117,13 +117,13 @@ def _place(error: BaseException) -> str:
     return f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}"
 
 
-def _check_error(error: ControlKitError, label: str) -> None:
+def check_error(error: ControlKitError, label: str) -> None:
     text = str(error)
     if len(text) > 600 or not text.isprintable() or not error.code.startswith("CK-L") or not error.found:
         raise Fault(f"{text} ({error.code}) at {label}")
 
 
-def _check_from_file(state: Mapping[str, Tensor], content: bytes, label: str) -> None:
+def check_from_file(state: Mapping[str, Tensor], content: bytes, label: str) -> None:
     """Every number is finite, and stands in the file: none is left over from memory."""
     for name, tensor in state.items():
         if tensor.is_meta or not bool(torch.isfinite(tensor).all()):

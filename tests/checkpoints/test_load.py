@@ -282,6 +282,36 @@ def test_dtype_is_kept_or_widened(stored: torch.dtype, loaded: torch.dtype) -> N
     assert {part.dtype for part in load(tensors, dtype=torch.float32).parameters()} == {torch.float32}
 
 
+WHOLE = {"model.diffusion_model.out.2.weight": (1500, 1500), "first_stage_model.quant_conv.bias": (4,)}
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("other", [torch.float32, torch.float16, torch.float8_e4m3fn, torch.int64])
+def test_only_its_own_tensors_tell_its_dtype(stored: torch.dtype, other: torch.dtype) -> None:
+    """A full original checkpoint holds a far larger base model beside it, in whatever dtype that has."""
+    net = tiny.controlnet(block_out_channels=(32, 64, 64, 64), norm_num_groups=32)
+    own = {name: part.to(stored) for name, part in net.original_state().items()}
+    beside = {name: torch.zeros(shape).to(other) for name, shape in WHOLE.items()}
+    heads = {"num_heads": net.config.heads[0]}
+    assert sum(part.numel() for part in own.values()) < sum(part.numel() for part in beside.values())
+    if stored == torch.float64:
+        with pytest.warns(ControlKitWarning, match="stored as float64 were converted to float32"):
+            module = load({**own, **beside}, config=heads)
+    else:
+        module = load({**own, **beside}, config=heads)
+        assert module.notes == ()
+    expected = torch.float32 if stored == torch.float64 else stored
+    assert {part.dtype for part in module.parameters()} == {expected}
+    assert inspect({**own, **beside}).dtype == str(other).removeprefix("torch.")
+
+
+def test_of_mixed_dtypes_most_numbers_decide() -> None:
+    mixed = {name: part.half() if part.ndim > 1 else part for name, part in state().items()}
+    with pytest.warns(ControlKitWarning, match="weights stored as float32 were converted to float16"):
+        module = load(mixed)
+    assert {part.dtype for part in module.parameters()} == {torch.float16}
+
+
 def test_narrowing_that_overflows_is_refused() -> None:
     with pytest.raises(NonFinite, match="bfloat16"):
         load(with_value(1e6)(state()), dtype=torch.float16)

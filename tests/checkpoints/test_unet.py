@@ -244,8 +244,8 @@ def test_controls_run_on_it(tmp_path: Path) -> None:
 def test_pixel_space_networks_go_to_their_own_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def load_pixel_unet(state: dict[str, Tensor], config: Any, what: str) -> torch.nn.Module:
-        seen.append((state, config, what))
+    def load_pixel_unet(state: dict[str, Tensor], config: Any, what: str, **to: Any) -> torch.nn.Module:
+        seen.append((state, config, what, to))
         return torch.nn.Linear(1, 1)
 
     reader = ModuleType("controlkit.adapters.noisy_classifier.unet")
@@ -255,7 +255,7 @@ def test_pixel_space_networks_go_to_their_own_reader(monkeypatch: pytest.MonkeyP
     state = {"input_blocks.0.0.weight": torch.ones(1), "output_blocks.0.0.in_layers.0.weight": torch.ones(2)}
     assert isinstance(ck.unet(state, {"num_heads": 2}), torch.nn.Linear)
     assert seen[0][0].keys() == state.keys()
-    assert seen[0][1:] == ({"num_heads": 2}, "state dict")
+    assert seen[0][1:] == ({"num_heads": 2}, "state dict", {"dtype": None, "device": None})
 
 
 @pytest.mark.parametrize(
@@ -279,6 +279,7 @@ def test_what_is_no_denoiser_is_refused(state: Any, words: str) -> None:
         ({"num_heads": 4, "out_channels": 8}, ConfigError, "out_channels.*4, by the shapes"),
         ({"num_heads": 4, "in_channels": 9}, ConfigError, "in_channels"),
         ({"num_heads": 4, "surplus": 1}, ConfigError, "surplus"),
+        ({"num_heads": 4, "num_attention_blocks": [1] * 4}, ConfigError, "num_attention_blocks.*2, 2, 2"),
         ({"num_heads": 4, "use_scale_shift_norm": True}, Unsupported, "use_scale_shift_norm"),
         ({"_class_name": "UNet3DConditionModel"}, KindMismatch, "UNet3D"),
         ({"auto_map": {}}, ConfigError, "reference to code"),

@@ -238,6 +238,7 @@ def test_arguments_that_repeat_what_shapes_tell_are_accepted(tmp_path: Path) -> 
         "use_linear_in_transformer": False,
         "disable_self_attentions": [False] * 4,
         "attention_resolutions": (1, 2, 4),
+        "num_attention_blocks": [1, 2, 1, 0],  # the last level has none at all
     }
     for arguments in (
         ARGUMENTS,
@@ -269,6 +270,13 @@ def test_arguments_that_repeat_what_shapes_tell_are_accepted(tmp_path: Path) -> 
         ({"num_heads": 4, "attention_resolutions": "4,2,1"}, ConfigError, "attention_resolutions"),
         ({"num_heads": 4, "transformer_depth": 2}, ConfigError, "transformer_depth"),
         ({"num_heads": 4, "transformer_depth": [1, 2, 1, 1]}, ConfigError, "transformer_depth"),
+        (
+            {"num_heads": 4, "num_attention_blocks": [1, 0, 1, 1]},
+            ConfigError,
+            "num_attention_blocks.*1, 0, 1",
+        ),
+        ({"num_heads": 4, "num_attention_blocks": [1, 1]}, ConfigError, "num_attention_blocks"),
+        ({"num_heads": 4, "num_attention_blocks": 1}, ConfigError, "num_attention_blocks"),
         ({"num_heads": 4, "use_linear_in_transformer": True}, ConfigError, "use_linear"),
         ({"num_heads": 4, "num_classes": "sequential"}, ConfigError, "num_classes"),
         ({"num_heads": 4, "hint_channels": 4}, ConfigError, "hint_channels.*3, by"),
@@ -282,6 +290,17 @@ def test_arguments_that_repeat_what_shapes_tell_are_accepted(tmp_path: Path) -> 
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ck.load(dict(wide_state()), config=arguments)
+
+
+def test_attentions_after_some_blocks_of_a_level_alone_are_refused() -> None:
+    """What ``num_attention_blocks`` is for: such a file is whole, and no download mends it."""
+    state = original(tiny.controlnet("sd1", **WIDE, layers_per_block=2))
+    left = _without(state, "input_blocks.5.1.")
+    words = r"no layers in down_blocks\.1\.attentions\.1.*other structure is not read"
+    with pytest.raises(Unsupported, match=words):
+        ck.load(left, config={"num_heads": 4})
+    with pytest.raises(ConfigError, match="num_attention_blocks"):
+        ck.load(left, config={"num_heads": 4, "num_attention_blocks": [2, 1, 2, 2]})
 
 
 def test_conditions_beside_the_timestep_are_asked_for() -> None:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 import controlkit as ck
 from controlkit.adapters.noisy_classifier import NoisyClassifier, PixelUNet, load_pixel_unet
-from controlkit.errors import ConfigError, HintError, Incomplete, NonFinite, ParameterError, ShapeMismatch
+from controlkit.errors import (
+    ConfigError,
+    HintError,
+    Incomplete,
+    NonFinite,
+    ParameterError,
+    ShapeMismatch,
+    Unsupported,
+)
 from tests import golden_cases
 from tests.adapters.noisy_classifier.by_hand import evaluate
 from tests.adapters.noisy_classifier.networks import SHAPES, WAYS, classifier, settings, unet
@@ -154,6 +162,56 @@ def test_flags_of_the_originals_scripts_are_read() -> None:
         ck.load(net.state_dict(), config={"num_head_channels": 16, "classifier_color": 1})
 
 
+WHOLE_CALL = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks",
+              "attention_resolutions", "channel_mult", "pool")  # fmt: skip
+SAMPLING: dict[str, Any] = {
+    "classifier_width": 64,
+    "classifier_depth": 1,
+    "classifier_attention_resolutions": "8,4",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "adaptive",
+    "classifier_scale": 1.0,
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "num_heads_upsample": -1,
+    "attention_resolutions": "8",
+    "channel_mult": "1,2",
+    "class_cond": True,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+    "clip_denoised": True,
+    "use_ddim": False,
+}
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "spatial_v2"])
+def test_a_whole_call_without_heads_means_one_head_as_does_minus_one(pool: str) -> None:
+    net = classifier(num_head_channels=None, pool=pool)
+    entries = {"in_channels": 3, "out_channels": 7, **settings("two levels", "published", pool=pool)}
+    call = {key: entries[key] for key in WHOLE_CALL}
+    x = draw(1, 3, 16, 16)
+    for config in (call, {"num_head_channels": -1}, {**call, "num_head_channels": -1}):
+        loaded = ck.load(net.state_dict(), config=config)
+        assert isinstance(loaded, NoisyClassifier)
+        assert torch.equal(loaded(x, TIMES[:1]), net(x, TIMES[:1]))
+        assert loaded.notes == ()
+
+
+def test_flags_of_the_sampling_script_are_read_for_each_of_its_networks() -> None:
+    shape = {"attention_resolutions": (2, 4)}
+    net = classifier(num_head_channels=64, **shape)
+    assert ck.load(net.state_dict(), config=SAMPLING).config.num_head_channels == 64
+    sizes: dict[str, Any] = {"model_channels": 32, "num_res_blocks": 2}
+    denoiser = unet(way="plain", num_head_channels=None, num_heads=4, use_new_attention_order=False, **sizes)
+    loaded: Any = ck.unet(denoiser.state_dict(), SAMPLING)
+    x, label = draw(1, 3, 16, 16), torch.tensor([2])
+    assert torch.equal(loaded(x, TIMES[:1], label), denoiser(x, TIMES[:1], label))
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_it_is_saved_and_read_back(layout: Any, tmp_path: Path) -> None:
     net = classifier("half first", "plain", pool="attention")
@@ -172,6 +230,20 @@ def test_half_precision_follows_float32() -> None:
     exact = net(x, TIMES)
     half = ck.load(net.state_dict(), config={"num_head_channels": 16}, dtype=torch.bfloat16)
     assert golden_cases.relative_error(half(x, TIMES).float(), exact) < 0.05
+
+
+@pytest.mark.parametrize("size", [(15, 16), (15, 15)])
+def test_convolutions_that_halve_take_odd_sizes(size: tuple[int, int]) -> None:
+    x = draw(2, 3, *size)
+    net = classifier("half first", "plain", pool="attention")
+    config = settings("half first", "plain", pool="attention")
+    golden_cases.assert_equal(net(x, TIMES), evaluate(net.state_dict(), config, x, TIMES))
+    one = draw(2, 3, 1, 1)
+    assert classifier("half first", "plain")(one, TIMES).shape == (2, 7)
+    with pytest.raises(HintError, match="at least 4"):
+        classifier("half first")(one, TIMES)
+    with pytest.raises(HintError, match="16 a side"):
+        classifier("half first", pool="attention")(x, TIMES)
 
 
 # --- what is refused ----------------------------------------------------------------------------------
@@ -209,6 +281,44 @@ def test_no_unet_is_half_filled() -> None:
         load_pixel_unet(state, {**told, "out_channels": 3})
     with pytest.raises(NonFinite):
         load_pixel_unet({**state, name: torch.full_like(state[name], torch.nan)}, told)
+
+
+@pytest.mark.parametrize("door", [load_pixel_unet, ck.unet])
+def test_a_unet_without_data_or_of_no_plain_tensors_is_refused(door: Any) -> None:
+    state, told = unet().state_dict(), {"num_head_channels": 16}
+    name = "middle_block.2.out_layers.3.bias"
+    faults: dict[str, tuple[dict[str, Tensor], type[Exception], str]] = {
+        "one": ({**state, name: state[name].to("meta")}, Incomplete, rf"{name}.*without data \(meta\)"),
+        "all": ({key: part.to("meta") for key, part in state.items()}, Incomplete, r"without data \(meta\)"),
+        "integers": ({**state, name: state[name].int()}, Unsupported, f"{name}.*int32"),
+        "sparse": ({**state, name: state[name].to_sparse()}, Unsupported, "sparse"),
+    }
+    for tensors, error, words in faults.values():
+        with pytest.raises(error, match=words):
+            door(tensors, told)
+
+
+@pytest.mark.parametrize("door", [load_pixel_unet, ck.unet])
+def test_a_unet_has_one_dtype(door: Any) -> None:
+    """That of most of its numbers, in which it can be run; narrowing that overflows is refused."""
+    state, told = unet(num_classes=None).state_dict(), {"num_head_channels": 16}
+    name, narrow = "middle_block.2.out_layers.3.bias", {key: part.bfloat16() for key, part in state.items()}
+    stored: dict[str, tuple[dict[str, Tensor], str]] = {
+        "float16": ({**state, name: state[name].half()}, "float32"),
+        "float64": ({key: part.double() for key, part in state.items()}, "float32"),
+        "float32": ({**narrow, name: state[name]}, "bfloat16"),
+        "float8_e4m3fn": ({**state, name: state[name].to(torch.float8_e4m3fn)}, "float32"),
+    }
+    for others, (tensors, dtype) in stored.items():
+        with pytest.warns(ck.ControlKitWarning, match=f"stored as {others} were converted to {dtype}"):
+            built = door(tensors, told)
+        assert {str(part.dtype) for part in built.parameters()} == {f"torch.{dtype}"}
+        x = draw(1, 3, 16, 16).to(next(built.parameters()).dtype)
+        assert torch.isfinite(built(x, TIMES[:1])).all()
+    half = door(state, told, dtype=torch.float16)
+    assert {part.dtype for part in half.parameters()} == {torch.float16}
+    with pytest.raises(NonFinite, match="float16"):
+        door({**state, name: torch.full_like(state[name], 1e6)}, told, dtype=torch.float16)
 
 
 def test_a_damaged_encoder_is_refused_with_what_to_give() -> None:

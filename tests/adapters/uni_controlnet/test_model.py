@@ -223,6 +223,30 @@ def test_the_original_layout_holds_what_the_original_can_build() -> None:
     assert all(torch.equal(again.state_dict()[key], value) for key, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("levels", "blocks", "injected", "lists", "wrong"),
+    [
+        (3, 2, (1, 4, 7), [[1, 4, 7, 10], [1, 4, 7]], [[1, 4], [4, 7, 1], [1, 4, 7, 8]]),
+        (3, 1, (1, 3, 5), [[1, 3, 5, 4, 7], [1, 3, 5]], [[1, 3, 5, 7], [1, 4, 7, 3, 5]]),
+        (4, 3, (3,), [[3]], [[2], [3, 1]]),
+    ],
+)
+def test_layers_that_the_original_lists_in_vain_are_no_contradiction(
+    levels: int, blocks: int, injected: tuple[int, ...], lists: list[list[int]], wrong: list[list[int]]
+) -> None:
+    """Its default list for four levels on three; and lists that its fixed count of two blocks asks for."""
+    shape = {"block_out_channels": (32,) * levels, "layers_per_block": blocks, "inject_layers": injected}
+    attends = (True,) * (levels - 1) + (False,)
+    module = uni(5, replace(LOCAL, norm_num_groups=32, attends=attends, **shape), None)
+    state = module.original_state()
+    for layers in lists:
+        config = {"num_heads": 2, "inject_layers": layers, "inject_channels": [8, 12, 16, 20, 99]}
+        assert ck.load(state, config=config).config_entries() == module.config_entries()
+    for layers in wrong:
+        with pytest.raises(ck.ConfigError, match="inject_layers"):
+            ck.load(state, config={"num_heads": 2, "inject_layers": layers})
+
+
 def test_bad_configs_of_files_are_refused(tmp_path: Path) -> None:
     module = uni()
     entries = module.config_entries()
