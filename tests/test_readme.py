@@ -40,12 +40,16 @@ def _small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "pipeline", lambda *_a, **_k: tiny.pipeline())
     monkeypatch.setattr(embedded, "names", lambda: tuple(modules))
     monkeypatch.setattr(embedded, "load", lambda name: modules[name]())
-    monkeypatch.setattr(ck, "load", lambda source: downloads[source](), raising=False)
+    load = ck.load
+
+    def loaded(source: Any, **options: Any) -> Any:
+        return downloads[source]() if source in downloads else load(source, **options)
+
+    monkeypatch.setattr(ck, "load", loaded, raising=False)
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", lambda *_a: tiny.pipeline())
     monkeypatch.chdir(tmp_path)
     picture().save("photo.png")
-    tiny.controlnet().save(tmp_path / "folder")
-    (tmp_path / "folder" / "diffusion_pytorch_model.safetensors").rename("weights.safetensors")
+    tiny.t2i_adapter().save(tmp_path / "weights.safetensors", layout="original")
 
 
 def picture() -> Image.Image:

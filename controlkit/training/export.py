@@ -38,10 +38,11 @@ def export_base(
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    pipeline.text_encoder.config.dtype = (
-        "float32"  # else transformers loads it in float16, the rest in float32
-    )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    file = folder / "text_encoder" / "config.json"
+    said = {**json.loads(file.read_text()), "dtype": "float32"}
+    # Saving writes the dtype of the weights, in which transformers would load them, and the rest in float32.
+    file.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
 
 
 def export_control(folder: Path, control: ControlNetModel | T2IAdapter) -> None:
