@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -319,8 +319,18 @@ def checked_digest(opened: Opened) -> str | None:
 
 def given_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any] | None:
     """The entries of ``config=``, which may be the path of a JSON file."""
-    if config is None or isinstance(config, Mapping):
-        return None if config is None else dict(config)
+    if config is None:
+        return None
+    if isinstance(config, Mapping):
+        for key, value in cast(Mapping[object, object], config).items():
+            if not isinstance(key, str) or getattr(value, "shape", None):
+                raise ParameterError(
+                    "config",
+                    found=f"{key!r:.60} with {'an array' if isinstance(key, str) else value!r:.60}",
+                    expected="names, with numbers, texts, or lists of them",
+                    fix="Give what a config.json could hold; of an array its tolist().",
+                )
+        return dict(config)
     if not isinstance(config, str | os.PathLike):
         raise ParameterError(
             "config", found=f"a {type(config).__name__}", expected="a dict or the path of one"

@@ -213,6 +213,12 @@ def test_any_config_is_an_error_or_fits(changes: dict[str, Any]) -> None:
         assert loaded.state_dict().keys() == net.state_dict().keys()
 
 
+@pytest.mark.parametrize("config", [{7: 1}, {None: 1}, {"num_heads": torch.ones(2)}, {"num_heads": [0] * 9}])
+def test_a_config_of_other_than_names_and_numbers_is_an_error_of_ours(config: dict[Any, Any]) -> None:
+    with pytest.raises(ControlKitError, match="config"):
+        load(tiny.controlnet().state_dict(), config=config)
+
+
 def test_published_families_need_no_config() -> None:
     from controlkit.adapters.controlnet.checkpoint import infer
     from tests.adapters.controlnet.test_model import PUBLISHED
