@@ -118,6 +118,8 @@ class NotACheckpoint(CheckpointError):
 class Unsupported(CheckpointError):
     """A recognised format, kind or layout that cannot be honoured."""
 
+    code = "CK-L39"
+
 
 class DtypeUnsupported(Unsupported):
     """A dtype that the device cannot hold."""
