@@ -140,8 +140,8 @@ def reference(state: dict[str, Tensor], kind: str, x: Tensor, blocks: int) -> li
 # --- the original's numbers ---------------------------------------------------------------------------
 
 
-def test_the_kept_cases_are_there() -> None:
-    assert {"t2i_adapter/full_k3_skep_conv", "t2i_adapter/xl_gray_conv"} <= set(FORWARD)
+def test_the_kept_case_is_there() -> None:
+    assert "t2i_adapter/full_k3_skep_conv" in FORWARD
 
 
 @pytest.mark.parametrize("given", ["nothing", "arguments", "class"])
