@@ -91,13 +91,11 @@ class Door:
 
     def __call__(self, data: bytes) -> None:
         """One input; an exception that is none of ours is kept, not raised, and so is a hang."""
-        from controlkit.errors import ControlKitError
-
         self.calls += 1
         if not data:
             return
         began = time.process_time()
-        self._tried(data, ControlKitError)
+        self._tried(data)
         if (took := time.process_time() - began) > self.slowest:
             self.slowest = took
         if took > SECONDS:
@@ -108,7 +106,9 @@ class Door:
             self.faults[key] = data
             print(f"FAULT {key}"[:300], file=sys.stderr, flush=True)
 
-    def _tried(self, data: bytes, ours: type[Exception]) -> None:
+    def _tried(self, data: bytes) -> None:
+        from controlkit.errors import ControlKitError
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -123,8 +123,8 @@ class Door:
                 self.counts["recognised"] += 1
                 self.load(source)
                 self.counts["loaded"] += 1
-            except ours as error:
-                self.counts[str(getattr(error, "code", ""))] += 1
+            except ControlKitError as error:
+                self.counts[error.code] += 1
                 if len(str(error)) > 600 or not str(error).isprintable():
                     self._keep("a message that is too long or not printable", data)
             except Exception as error:

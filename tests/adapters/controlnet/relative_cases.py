@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 import controlkit as ck
-from controlkit.adapters.controlnet import (
-    ControlNet,
-)
+from controlkit.adapters.controlnet import ControlNet
 from controlkit.checkpoints.ldm import ldm_name
 from tests import tiny
 
