@@ -9,26 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from controlkit.binding import refuse_meta
-from controlkit.contracts import Active, RunInfo, Target
+from controlkit.contracts import RunInfo, Target
 from controlkit.errors import BatchMismatch, ParameterError
-from controlkit.guidance import Guidance
+from controlkit.guidance.likelihood import BoundPhi, Likelihood, per_image
 
 if TYPE_CHECKING:
     from controlkit.adapters.noisy_classifier.model import NoisyClassifier
 
 
 @dataclass(frozen=True, eq=False)
-class ClassLogProbability:
+class ClassLogProbability(Likelihood):
     """phi(x, y, t) = ln p(y | x, t), of a classifier that was trained on noisy pictures.
 
-    The classifier stays on its own device and in its own dtype; the softmax is computed in float32.
+    The classifier stays on its own device and in its own dtype; the softmax is computed in float32. Costs one
+    pass through it and back.
 
     Args:
         classifier: The classifier.
@@ -40,34 +41,28 @@ class ClassLogProbability:
         """Of (images, channels, H, W), classes (n,) for ``k * n`` images, and times (images,): (images,)."""
         device = next(self.classifier.parameters()).device
         logits = self.classifier(x.to(device), t.to(device)).float()
-        classes = y.to(device).repeat_interleave(x.shape[0] // len(y))
+        classes = per_image(y.to(device), x.shape[0])
         return F.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0].to(x.device)
 
+    @property
+    def channels(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.classifier.config.in_channels
 
-class ClassifierGuidance(Guidance):
-    """A noisy classifier bound to the classes that are wanted; otherwise a `Guidance` like any.
+    def read(self, y: Any) -> Tensor:
+        return read_classes(y, self.classifier.classes)
 
-    Costs one pass through the classifier and back per acting step, and nothing of the U-Net's.
-    """
+    def check(self, name: str, target: Target) -> None:
+        refuse_meta(self.classifier, name)
 
-    def __init__(self, classifier: NoisyClassifier, classes: Tensor, **options: Any) -> None:
-        super().__init__(
-            ClassLogProbability(classifier), classes, channels=classifier.config.in_channels, **options
-        )
-
-    def check(self, target: Target) -> None:
-        refuse_meta(cast(ClassLogProbability, self.phi).classifier, self.name)
-        super().check(target)
-
-    def prepare(self, run: RunInfo) -> Active:
-        if run.images % len(self.y):
+    def bind(self, name: str, y: Tensor, run: RunInfo) -> BoundPhi:
+        if run.images % len(y):
             raise BatchMismatch(
-                f"{self.name}: y",
-                found=f"{len(self.y)} classes for {run.images} pictures",
+                f"{name}: y",
+                found=f"{len(y)} classes for {run.images} pictures",
                 expected=f"one class, or a number that divides {run.images}: one per prompt or per picture",
             )
-        cast(ClassLogProbability, self.phi).classifier.check_size(run.target.channels, run.height, run.width)
-        return super().prepare(run)
+        self.classifier.check_size(run.target.channels, run.height, run.width)
+        return super().bind(name, y, run)
 
 
 def read_classes(y: int | Sequence[int] | Tensor, count: int) -> Tensor:

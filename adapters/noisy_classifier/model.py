@@ -147,12 +147,12 @@ class NoisyClassifier(ControlModule):
         Raises:
             ParameterError: No such class, or an option out of its range.
         """
-        from controlkit.adapters.noisy_classifier.control import ClassifierGuidance, read_classes
+        from controlkit.adapters.noisy_classifier.control import ClassLogProbability
+        from controlkit.guidance import Guidance
 
-        wanted = read_classes(y, self.classes)
-        return ClassifierGuidance(
-            self,
-            wanted,
+        return Guidance(
+            ClassLogProbability(self),
+            y,
             scale=scale,
             start=start,
             end=end,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from torch.nn import functional as F
 
 from controlkit.adapters.noisy_clip.config import NoisyClipConfig
 from controlkit.binding import refuse_meta
-from controlkit.contracts import Active, RunInfo, Step, Target
+from controlkit.contracts import RunInfo, Step, Target
 from controlkit.errors import BatchMismatch, ParameterError
-from controlkit.guidance import Guidance
+from controlkit.guidance.likelihood import BoundPhi, Likelihood, per_image
 from controlkit.images import as_map, fit
 from controlkit.vision import embedding_of
 
@@ -97,8 +96,10 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipLikeness:
+class ClipLikeness(Likelihood):
     """phi(x, y, t): weighted likeness of noisy pictures to a text and to a reference, noised as they are.
+
+    Costs one pass through the encoder and back, one more pass with a reference.
 
     Args:
         encoder: The image encoder. It stays on its own device and in its own dtype.
@@ -113,7 +114,7 @@ class ClipLikeness:
         found = [part.float() for part in self.encoder(x.to(device), times)]
         total = x.new_zeros(x.shape[0], device=device)
         if y.text is not None:
-            text = _per_image(y.text.to(device), x.shape[0])
+            text = per_image(y.text.to(device), x.shape[0])
             total = total + y.text_weight * F.cosine_similarity(found[-1], text, dim=-1)
         if y.image is not None:
             with torch.no_grad():
@@ -126,46 +127,33 @@ class ClipLikeness:
             total = total + y.image_weight * near
         return total.to(x.device)
 
+    @property
+    def channels(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 3
 
-class ClipGuidance(Guidance):
-    """A noisy CLIP bound to a text, a reference picture, or both; otherwise a `Guidance` like any.
+    def check(self, name: str, target: Target) -> None:
+        refuse_meta(self.encoder, name)
 
-    Costs one pass through the encoder and back per acting step, one more pass with a reference, and nothing
-    of the U-Net's.
-    """
-
-    def __init__(self, encoder: NoisyClip, wanted: Wanted, **options: Any) -> None:
-        super().__init__(ClipLikeness(encoder), wanted, channels=3, **options)
-
-    def check(self, target: Target) -> None:
-        refuse_meta(cast(ClipLikeness, self.phi).encoder, self.name)
-        super().check(target)
-
-    def prepare(self, run: RunInfo) -> Active:
-        for name in ("text", "image"):
-            given: Tensor | None = getattr(self.y, name)
+    def bind(self, name: str, y: Wanted, run: RunInfo) -> BoundPhi:
+        for what in ("text", "image"):
+            given: Tensor | None = getattr(y, what)
             if given is not None and run.images % len(given):
                 raise BatchMismatch(
-                    f"{self.name}: {name}",
+                    f"{name}: {what}",
                     found=f"{len(given)} for {run.images} pictures",
                     expected=f"one, or a number that divides {run.images}: one per prompt or per picture",
                 )
-        encoder = cast(ClipLikeness, self.phi).encoder
-        encoder.check_size(torch.empty(1, run.target.channels, run.height, run.width, device="meta"))
-        return super().prepare(run)
-
-    def bind_phi(self, run: RunInfo) -> Callable[[Tensor, Tensor, Step], Tensor]:
-        wanted = cast(Wanted, self.y)
-        generator = torch.Generator().manual_seed(wanted.seed)
+        self.encoder.check_size(torch.empty(1, run.target.channels, run.height, run.width, device="meta"))
+        generator = torch.Generator().manual_seed(y.seed)
 
         def likeness(x: Tensor, times: Tensor, step: Step) -> Tensor:
-            y = wanted
-            if wanted.image is not None and step.alpha_bar is not None:
-                clean = _per_image(wanted.image * 2 - 1, x.shape[0])
+            wanted = y
+            if y.image is not None and step.alpha_bar is not None:
+                clean = per_image(y.image * 2 - 1, x.shape[0])
                 noise = torch.randn(clean.shape, generator=generator)
                 noised = math.sqrt(step.alpha_bar) * clean + math.sqrt(1 - step.alpha_bar) * noise
-                y = dataclasses.replace(wanted, image=noised)
-            return self.phi(x, y, times)
+                wanted = dataclasses.replace(y, image=noised)
+            return self(x, wanted, times)
 
         return likeness
 
@@ -187,7 +175,3 @@ def style_likeness(found: list[Tensor], goal: list[Tensor]) -> Tensor:
 def _gram(features: Tensor) -> Tensor:
     flat = features.flatten(0, 1).flatten(1) / math.sqrt(features.numel())
     return flat @ flat.T
-
-
-def _per_image(rows: Tensor, images: int) -> Tensor:
-    return rows.repeat_interleave(images // rows.shape[0], dim=0)

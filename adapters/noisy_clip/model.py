@@ -226,11 +226,12 @@ class NoisyClip(ControlModule):
             HintError: An embedding of another width, or a picture that cannot be read.
             ParameterError: Neither text nor image, or an option out of its range.
         """
-        from controlkit.adapters.noisy_clip.control import ClipGuidance, Wanted
+        from controlkit.adapters.noisy_clip.control import ClipLikeness, Wanted
+        from controlkit.guidance import Guidance
 
         wanted = Wanted.read(self.config, text, image, text_weight, image_weight, match, seed)
         options = {"scale": scale, "start": start, "end": end, "max_norm": max_norm, "every": every}
-        return ClipGuidance(self, wanted, mask=mask, name=name_of(self), **options)
+        return Guidance(ClipLikeness(self), wanted, mask=mask, name=name_of(self), **options)
 
     def config_entries(self) -> dict[str, Any]:
         return self.config.to_dict()

@@ -6,5 +6,6 @@ It is part of the core because modules of several kinds (noisy classifiers, nois
 from __future__ import annotations
 
 from controlkit.guidance.control import Guidance
+from controlkit.guidance.likelihood import Likelihood
 
-__all__ = ["Guidance"]
+__all__ = ["Guidance", "Likelihood"]

@@ -10,9 +10,8 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +19,8 @@ from torch import Tensor
 from controlkit.binding import read_mask
 from controlkit.contracts import Active, RunInfo, Slot, Step, Target
 from controlkit.errors import BaseMismatch, NotApplicable, ParameterError
+from controlkit.guidance.likelihood import BoundPhi, Likelihood, Phi, Sees
 from controlkit.strength import Scale, Strength
-
-Sees = Literal["noisy", "clean", "image"]
-Phi = Callable[[Tensor, Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +40,8 @@ class Guidance:
         start: Fraction of the run at which it begins to act.
         end: Fraction at which it ends.
         sees: ``noisy``: x_t, as the U-Net gets it (variance-preserving). ``clean``: the predicted clean
-            latents (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ). ``image``: these decoded to pixels in [-1, 1].
+            latents (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ). ``image``: these decoded to pixels in [-1, 1]. None: what
+            a ready-made function asks for, ``noisy`` for any other.
         through_unet: Whether the gradient runs through the U-Net's prediction too. Only False (the
             prediction is held fixed) is supported.
         max_norm: Largest norm of the gradient of one picture; longer ones are shortened to it.
@@ -62,7 +60,7 @@ class Guidance:
     scale: Scale = field(default=1.0, kw_only=True)
     start: float = field(default=0.0, kw_only=True)
     end: float = field(default=1.0, kw_only=True)
-    sees: Sees = field(default="noisy", kw_only=True)
+    sees: Sees | None = field(default=None, kw_only=True)
     through_unet: bool | None = field(default=None, kw_only=True)
     max_norm: float | None = field(default=None, kw_only=True)
     every: int = field(default=1, kw_only=True)
@@ -78,6 +76,11 @@ class Guidance:
                 found=f"a {type(self.phi).__name__}",
                 expected="a function phi(x, y, t) of log-probabilities, shape (images,)",
             )
+        if isinstance(self.phi, Likelihood):
+            object.__setattr__(self, "y", self.phi.read(self.y))
+            object.__setattr__(self, "channels", self.channels or self.phi.channels)
+        if self.sees is None:
+            object.__setattr__(self, "sees", self.phi.sees if isinstance(self.phi, Likelihood) else "noisy")
         if self.sees not in get_args(Sees):
             raise ParameterError("sees", found=repr(self.sees), expected="'noisy', 'clean' or 'image'")
         if self.through_unet:
@@ -105,6 +108,8 @@ class Guidance:
         Raises:
             BaseMismatch: ``phi`` reads another number of channels.
         """
+        if isinstance(self.phi, Likelihood):
+            self.phi.check(self.name, target)
         if self.sees != "image" and self.channels not in (None, target.channels):
             raise BaseMismatch(
                 self.name,
@@ -113,9 +118,11 @@ class Guidance:
                 fix="Use one that was trained on what this model denoises.",
             )
 
-    def bind_phi(self, run: RunInfo) -> Callable[[Tensor, Tensor, Step], Tensor]:
-        """``phi`` of what it sees, the times and the step; kinds that keep something per run override it."""
-        return lambda seen, times, step: self.phi(seen, self.y, times)
+    def bind_phi(self, run: RunInfo) -> BoundPhi:
+        """``phi`` of what it sees, the times and the step."""
+        if isinstance(self.phi, Likelihood):
+            return self.phi.bind(self.name, self.y, run)
+        return lambda seen, times, _step: self.phi(seen, self.y, times)
 
     def prepare(self, run: RunInfo) -> Active:
         counts = {"phi": 0}
@@ -129,9 +136,7 @@ class Guidance:
 
         return Active(shift=shift, counts=counts)
 
-    def _gradient(
-        self, phi: Callable[[Tensor, Tensor, Step], Tensor], noise: Tensor, step: Step, run: RunInfo
-    ) -> Tensor:
+    def _gradient(self, phi: BoundPhi, noise: Tensor, step: Step, run: RunInfo) -> Tensor:
         """∇φ with respect to x_t, (images, channels, h, w), float32 or float64."""
         if step.alpha_bar is None:
             raise NotApplicable("guidance", found="an unknown noise level", fix="Use a VP scheduler.")

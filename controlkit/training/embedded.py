@@ -113,6 +113,30 @@ def control_stage(work: Path, args: argparse.Namespace) -> None:
     )
 
 
+def guide_stage(work: Path, args: argparse.Namespace) -> None:
+    if args.kind == "judge-clip":
+        from controlkit.training.judge_clip import train_judge_clip
+
+        train_judge_clip(
+            load_scenes(work / "scenes"), (args.out or work) / "judge-clip.pt", seconds=args.seconds
+        )
+        return
+    from controlkit.training.guides import train_guide
+
+    scenes, latents, tokens = _cached(work)
+    train_guide(
+        args.kind,
+        scenes,
+        latents,
+        tokens,
+        (args.out or work) / f"{args.kind}.pt",
+        seconds=args.seconds,
+        base=args.models / "base",
+        lr=args.lr,
+        batch=args.batch,
+    )
+
+
 def export_stage(work: Path, args: argparse.Namespace) -> None:
     from controlkit.evaluation.judge import JudgeNet
     from controlkit.training import export
@@ -156,6 +180,7 @@ STAGES = {
     "encode": encode_stage,
     "denoiser": denoiser_stage,
     "control": control_stage,
+    "guide": guide_stage,
     "export": export_stage,
     "evaluate": evaluate_stage,
 }
@@ -176,6 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes for render, encode and denoiser")
     parser.add_argument("--start", type=Path, help="denoiser: begin with this exported base model")
     parser.add_argument("--threads", type=int, default=1, help="threads of every other stage")
+    parser.add_argument("--out", type=Path, help="guide: folder of the checkpoint, by default --work")
     parser.add_argument("--sheets", type=Path, help="evaluate: folder for contact sheets")
     parser.add_argument("--json", type=Path, help="evaluate: file for the figures")
     args = parser.parse_args(argv)

@@ -40,7 +40,8 @@ def labelled_batch(
     return x.contiguous(), torch.from_numpy(np.stack(kinds)), torch.from_numpy(np.stack(colours)), depth
 
 
-def _disturb(x: Tensor, rng: np.random.Generator) -> Tensor:
+def disturb(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Soften, tint and make noisy at random; (n, 3, 128, 128) in [0, 1]."""
     if rng.random() < 0.6:
         x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), float(rng.random()))
     if rng.random() < 0.4:
@@ -65,7 +66,7 @@ def train_judge(
         x, kinds, colours, depth = labelled_batch(scenes, rng, batch)
         set_rates(opts, lr, clock.factor(step))
         with autocast():
-            seen = net(_disturb(x, rng))
+            seen = net(disturb(x, rng))
         weight = torch.where(F.max_pool2d((kinds > 0).float()[:, None], 9, 1, 4)[:, 0] > 0, 1.0, 0.2)
         losses = [
             (weight * F.cross_entropy(seen.kind.float(), kinds, reduction="none")).mean(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,12 +155,16 @@ def test_likeness_is_the_weighted_cosine() -> None:
     assert float(styled.sum()) < 0
 
 
-def test_the_reference_is_noised_as_the_picture_is_with_fresh_noise_at_each_step() -> None:
+def test_the_reference_is_noised_as_the_picture_is_with_fresh_noise_at_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     picture = torch.rand(1, 3, 64, 64)
     control = CLIP.on(image=picture, seed=7)
     seen: list[Tensor] = []
-    object.__setattr__(control, "phi", lambda x, y, t: seen.append(y.image) or x.sum((1, 2, 3)))
-    run: Any = RunInfo(target=None, images=1, height=64, width=64, steps=2,  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(
+        ClipLikeness, "__call__", lambda self, x, y, t: seen.append(y.image) or x.sum((1, 2, 3))
+    )
+    run: Any = RunInfo(target=SimpleNamespace(channels=3), images=1, height=64, width=64, steps=2,  # pyright: ignore[reportArgumentType]
                        device=torch.device("cpu"), dtype=torch.float32)  # fmt: skip
     step = Step(0, 2, torch.tensor(5), draw(1, 3, 64, 64), None, None, ("cond",), alpha_bar=0.36)
     for phi in (control.bind_phi(run), control.bind_phi(run)):
