@@ -9,19 +9,24 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from controlkit.attention import ExtraAttentions
 from controlkit.contracts import RunInfo, Step
 from controlkit.engine import Entry, Session
 from controlkit.errors import Busy, NonFiniteAtStep, NotApplicable, ParameterError, StateError
 from controlkit.hosts.attention import AttentionHooks
 from controlkit.hosts.diffusers import DiffusersHost, output_sample, unet_arguments, with_sample
 from controlkit.hosts.hooks import Hook
+from controlkit.hosts.recurrence import KINDS as RECURRING
+from controlkit.hosts.recurrence import Repeat, can_recur
+from controlkit.hosts.replay import Replay, keep_lists, recompute
 from controlkit.hosts.stepping import Stepping, steps_exactly
 
 _ADDED = ("text_embeds", "time_ids")
@@ -46,6 +51,15 @@ class Layer:
         return any("attention" in entry.control.slots for entry in self.entries)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call of the U-Net under way: its arguments as they were given, and with what the controls add."""
+
+    given: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    attention: ExtraAttentions | None
+
+
 class Attachment:
     """All that is in force on one U-Net."""
 
@@ -57,6 +71,8 @@ class Attachment:
         self._disturbed = False
         self._session: Session | None = None
         self._step: Step | None = None
+        self._call: _Call | None = None
+        self._replaying = False
         self._run: RunInfo | None = None
         self._handles: list[Any] = []
         self._attention = AttentionHooks(host.cross_attention.places)
@@ -132,7 +148,7 @@ class Attachment:
         return [entry for layer in self._layers for entry in layer.entries]
 
     def _end_session(self) -> None:
-        session, self._session, self._step = self._session, None, None
+        session, self._session, self._step, self._call = self._session, None, None, None
         self._attention.restart()
         if session is not None:
             session.close()
@@ -141,7 +157,9 @@ class Attachment:
 
     def _before(
         self, _unet: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._replaying:
+            return None
         self._claim()
         given = self.host.arguments(args, kwargs)
         step, fresh = self._read(given)
@@ -150,6 +168,8 @@ class Attachment:
             self._end_session()
             self._run = self._describe(step)
             self._session = Session(self._entries(), self._run)
+            if self._session.recurs:
+                self._install_recurrence()
         assert self._run is not None
         if step.images != self._run.images or step.count != self._run.steps:
             raise StateError(
@@ -164,10 +184,15 @@ class Attachment:
             self._attention.install()
         self._attention.begin(contribution.attention)
         self._step = step
-        return (), unet_arguments(given, contribution.tokens, contribution.residuals)
+        arguments = unet_arguments(given, contribution.tokens, contribution.residuals)
+        self._call = _Call(keep_lists(given), keep_lists(arguments), contribution.attention)
+        return (), arguments
 
     def _after(self, _unet: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        if self._replaying:
+            return None
         step, self._step = self._step, None
+        call, self._call = self._call, None
         session = self._session
         if output is None or step is None or session is None:  # the U-Net itself raised
             self._attention.drop()
@@ -176,7 +201,9 @@ class Attachment:
         everything = output_sample(output)
         channels = session.run.target.channels
         prediction = everything[:, :channels] if everything.shape[1] != channels else everything
-        shifted = self._guided(session, prediction, step)
+        assert call is not None
+        with self._replay(session, step, call) as again:
+            shifted = self._guided(session, prediction, replace(step, again=again))
         if not bool(torch.isfinite(shifted).all()):
             raise NonFiniteAtStep(
                 f"step {step.index + 1} of {step.count}",
@@ -184,10 +211,29 @@ class Attachment:
                 expected="finite numbers, as what the controls added was",
                 fix="Use float32 or bfloat16 for the pipeline, or lower the scales.",
             )
-        if shifted is prediction:
-            return None
-        rest = everything[:, channels:]
-        return with_sample(output, torch.cat([shifted, rest], dim=1) if rest.shape[1] else shifted)
+        if shifted is not prediction:
+            rest = everything[:, channels:]
+            everything = torch.cat([shifted, rest], dim=1) if rest.shape[1] else shifted
+            output = with_sample(output, everything)
+        if (times := session.repeats(step)) > 1:
+            repeat = Repeat(self.host.unet, call.given, step, everything)
+            self._stepping.repeat(step.index, step.timestep, repeat, times)
+        return output
+
+    @contextmanager
+    def _replay(self, session: Session, step: Step, call: _Call) -> Iterator[Any]:
+        """The U-Net of this call to be run again, without these hooks, until its gradient has been taken."""
+        if not any(layer.guides for layer in self._layers):
+            yield None
+            return
+        self._replaying = True
+        self._attention.begin(call.attention)
+        alone = call.attention is None and "perturbed" not in step.branches
+        try:
+            yield Replay(self.host.core, call.arguments, step, session.run.target, alone=alone).noise
+        finally:
+            self._attention.drop()
+            self._replaying = False
 
     def _guided(self, session: Session, prediction: Tensor, step: Step) -> Tensor:
         """The prediction with guidance in it, or as it is where the scheduler's step gets the guidance."""
@@ -198,6 +244,16 @@ class Attachment:
             self._stepping.install(self.host.scheduler)
             self._stepping.hold(step.index, step.timestep, shift / -math.sqrt(1.0 - step.alpha_bar))
         return prediction
+
+    def _install_recurrence(self) -> None:
+        if not can_recur(self.host.scheduler):
+            raise NotApplicable(
+                "recurrence",
+                found=f"{type(self.host.scheduler).__name__}",
+                expected=" or ".join(RECURRING),
+                fix="Others keep predictions from step to step; use one of these, or recurrence=1.",
+            )
+        self._stepping.install(self.host.scheduler)
 
     def _guides_steps(self) -> bool:
         return any(layer.guides for layer in self._layers) and steps_exactly(self.host.scheduler)
@@ -279,6 +335,7 @@ class Attachment:
             dtype=step.latents.dtype,
             decode=self.host.decode,
             weights=self.host.weights,
+            recompute=lambda: recompute(self.host.core, *self.host.decoders()),
         )
 
 

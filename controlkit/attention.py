@@ -65,7 +65,8 @@ class Term:
             found = found * mask.to(query)
         added = factor * found
         norm = cast(Callable[..., Tensor], torch.linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
-        self._norms.append(norm(added.detach(), dtype=torch.float32))
+        wide = torch.promote_types(added.dtype, torch.float32)
+        self._norms.append(norm(added.detach(), dtype=wide).float())
         return added
 
     def rms(self) -> float:

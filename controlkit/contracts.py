@@ -19,6 +19,7 @@ Where a control may add (the slots):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -159,8 +160,12 @@ class RunInfo:
         device: Where the U-Net computes.
         dtype: In what it computes.
         decode: Clean latents (images, channels, h, w) to pixels in [-1, 1], where the host has a decoder.
+        encode: Pixels in [-1, 1], (n, 3, H, W), to clean latents (n, channels, h, w), without chance; None
+            where the host has no encoder.
         weights: The U-Net's own weights by diffusers' names, as they are; for controls that are stored as a
             difference to them. Not to be changed. None where the host cannot give them.
+        recompute: A context in which the U-Net and the decoder keep no activations for gradients but compute
+            them again when they are needed (gradient checkpointing); None where the host has none.
     """
 
     target: Target
@@ -172,6 +177,8 @@ class RunInfo:
     dtype: torch.dtype
     decode: Callable[[Tensor], Tensor] | None = None
     weights: Callable[[], Mapping[str, Tensor]] | None = None
+    recompute: Callable[[], AbstractContextManager[None]] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -194,8 +201,10 @@ class Step:
         branches: Meaning of the equal parts that the rows fall into, in order.
         added: SDXL's pooled text (``text_embeds``) and size ids (``time_ids``), as in diffusers'
             ``added_cond_kwargs``; empty elsewhere.
-        alpha_bar: ᾱ_t, in (0, 1], falls as noise grows; None where the scheduler's noise level is not
-            known.
+        alpha_bar: ᾱ_t, in [0, 1], falls as noise grows; None where the scheduler's noise level is not known.
+        again: The U-Net on other noisy latents (images, channels, h, w), everything else as in this call: the
+            noise it predicts on the conditional rows, the same shape, with gradients where they are on. For
+            `Active.shift` alone, while it runs; None elsewhere, and where the host cannot.
     """
 
     index: int
@@ -207,6 +216,7 @@ class Step:
     branches: tuple[Branch, ...]
     added: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     alpha_bar: float | None = None
+    again: Callable[[Tensor], Tensor] | None = None
 
     @property
     def progress(self) -> float:
@@ -242,6 +252,8 @@ class Active:
             rows, and each other row is lengthened by the last of its own prompt's tokens, unscaled
             (T2I-Adapter's style tokens).
         notes: Facts for the run's report, such as ``map resized 512x768 -> 64x96``.
+        repeats: How often a step in which it acts is done: each time but the last its result is made as noisy
+            as before and denoised once more (self-recurrence). The host does it, and refuses where it cannot.
         counts: Work done, for the report, such as ``{"hint": 1}``; the control updates it.
         close: Called when the run ends, however it ends.
     """
@@ -253,6 +265,7 @@ class Active:
     cond_only: bool = False
     tokens_cond_only: bool = False
     notes: tuple[str, ...] = ()
+    repeats: int = 1
     counts: dict[str, int] = field(default_factory=dict[str, int])
     close: Callable[[], None] | None = None
 

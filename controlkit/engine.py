@@ -337,10 +337,11 @@ class Session:
             if a.active.shift is None or not scale:
                 continue
             branch: Branch = "cond" if "cond" in step.branches else step.branches[0]
+            if step.alpha_bar == 0:
+                a.entry.record.note(f"step {step.index + 1} starts from pure noise (ᾱ = 0): nothing to guide")
+                continue
             part = select(step, (branch,))
             noise = to_noise(rows_of(prediction, step.branches, (branch,)), part, self.run.target)
-            if total is not None:
-                noise = noise + total.to(noise.dtype)
             shift = _call(a.name, step, a.active.shift, noise, part) * scale
             shift = self._masked(a, shift, part, 1)
             norm = rms(Residuals(encoder=(shift,)))
@@ -354,6 +355,15 @@ class Session:
                 )
             total = shift if total is None else total + shift
         return total
+
+    @property
+    def recurs(self) -> bool:
+        """Whether a step of this run is to be done more than once."""
+        return any(a.active.repeats > 1 for a in self._acting)
+
+    def repeats(self, step: Step) -> int:
+        """How often this step is to be done: the most that a control that acts in it asks for."""
+        return max((a.active.repeats for a in self._acting if a.plan[step.index]), default=1)
 
     def close(self) -> None:
         """End the run; harmless when called twice."""

@@ -175,6 +175,11 @@ class DiffusersHost:
         current = getattr(self.pipeline, self._name, self.unet)
         return getattr(current, "_orig_mod", current) is not self.core
 
+    def decoders(self) -> list[nn.Module]:
+        """The networks that `decode` runs."""
+        vae = getattr(self.pipeline, "vae", None)
+        return [vae] if isinstance(vae, nn.Module) else []
+
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents to pixels in [-1, 1], with gradients where they are on."""
         vae = getattr(self.pipeline, "vae", None)

@@ -1,4 +1,4 @@
-"""Guidance at the exact place: on x_{t-1}, after the scheduler's own step.
+"""In front of the scheduler's own step: guidance at its exact place, on x_{t-1}, and steps done again.
 
 Sampling given y draws x_{t-1} = mu + σ² s ∇φ + σ ε. A shift of the predicted noise gives the same only where
 the scheduler does not clip the predicted clean picture, and where σ is known before it steps; so for the two
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from controlkit.errors import StateError
+from controlkit.hosts.recurrence import Repeat, draw, noisier
 
 
 def steps_exactly(scheduler: Any) -> bool:
@@ -40,6 +41,8 @@ class Stepping:
         self._scheduler: Any = None
         self._own: Any = None
         self._held: tuple[int, float, Tensor] | None = None
+        self._repeat: tuple[int, float, Repeat, int] | None = None
+        self._repeating = False
 
     def install(self, scheduler: Any) -> None:
         """Stand in front of this scheduler's ``step``; harmless when that is so already."""
@@ -52,7 +55,7 @@ class Stepping:
 
     def remove(self) -> None:
         """Leave the scheduler exactly as it was."""
-        scheduler, self._scheduler, self._held = self._scheduler, None, None
+        scheduler, self._scheduler, self._held, self._repeat = self._scheduler, None, None, None
         if scheduler is None:
             return
         if self._own is None:
@@ -69,35 +72,80 @@ class Stepping:
         """
         self._held = (index, float(timestep.flatten()[0]), gradient)
 
+    def repeat(self, index: int, timestep: Tensor, call: Repeat, times: int) -> None:
+        """Let the step that comes be done so many times in all, with this call of the U-Net."""
+        if not self._repeating:
+            self._repeat = (index, float(timestep.flatten()[0]), call, times)
+
     def expect_taken(self, index: int, *, fresh: bool) -> None:
         """Refuse a loop that went on to another step without the scheduler's ``step``.
 
         Raises:
             StateError: It did, so that guidance would have had no effect.
         """
-        held, self._held = self._held, None if fresh else self._held
-        if not fresh and held is not None and held[0] != index:
-            self._held = None
+        waiting = [part[0] for part in (self._held, self._repeat) if part is not None]
+        missed = [] if fresh else [begun for begun in waiting if begun != index]
+        if fresh or missed:
+            self._held = self._repeat = None
+        if missed:
             raise StateError(
                 "guidance",
-                found=f"a loop that did not call the scheduler's step after step {held[0] + 1}",
+                found=f"a loop that did not call the scheduler's step after step {missed[0] + 1}",
                 expected="scheduler.step of the scheduler that attach knows, where guidance is added",
                 fix="Step with it, or attach with another scheduler than DDPM, which shifts the noise.",
                 code="CK-R8",
             )
 
+    def finish(self, output: Any, original: Any, scheduler: Any, options: dict[str, Any]) -> Any:
+        """Guide a step that was done, and do it again as often as it is to be done.
+
+        Args:
+            output: What the scheduler's own ``step`` returned.
+            original: That ``step``.
+            scheduler: The scheduler.
+            options: All arguments of the call, by name.
+
+        Returns:
+            What the last time returned.
+        """
+        output = self.guided(scheduler, output, options)
+        waiting, self._repeat = self._repeat, None
+        if waiting is None or not _is_at(options, waiting[1]):
+            return output
+        _, _, call, times = waiting
+        given, timestep = cast(Tensor, options["model_output"]), options["timestep"]
+        channels = cast(Tensor, options["sample"]).shape[1]
+        combination = call.combination(given, channels)
+        self._repeating = True
+        try:
+            for _ in range(times - 1):
+                previous = _previous(output)
+                noise = draw(previous, options.get("generator"))
+                entry = getattr(scheduler, "step_index", None)
+                if entry is None:
+                    levels = alpha_bars(scheduler, options)
+                    x = noisier(previous, noise, levels=levels)
+                else:  # it counts its steps, and works with sigmas
+                    scheduler._step_index = entry = entry - 1
+                    x = noisier(previous, noise, sigmas=scheduler.sigmas[entry : entry + 2].tolist())
+                predicted = call.predict(scheduler.scale_model_input(x, timestep), combination, given)
+                again = {**options, "model_output": predicted, "sample": x}
+                output = self.guided(scheduler, original(**again), again)
+        finally:
+            self._repeating = False
+        return output
+
     def guided(self, scheduler: Any, output: Any, options: dict[str, Any]) -> Any:
         """What ``step`` returned, with guidance added."""
         held = self._held
-        if held is None or float(torch.as_tensor(options["timestep"]).flatten()[0]) != held[1]:
+        if held is None or not _is_at(options, held[1]):
             return output
         self._held = None
-        whole = isinstance(output, tuple)
-        previous = cast(Tensor, output[0] if whole else output.prev_sample)
+        previous = _previous(output)
         gradient = held[2].repeat(previous.shape[0] // held[2].shape[0], 1, 1, 1).to(previous.device)
         on_previous, on_clean = factors(scheduler, options)
         shifted = (previous + gradient * on_previous).to(previous.dtype)
-        if whole:
+        if isinstance(output, tuple):
             _, clean, *rest = cast(tuple[Any, ...], output)
             return (shifted, clean if on_clean is None else clean + gradient * on_clean, *rest)
         output.prev_sample = shifted
@@ -117,9 +165,10 @@ class _Step:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self._original(*args, **kwargs)
-        options = self._signature.bind(self._scheduler, *args, **kwargs)
-        options.apply_defaults()
-        return self._stepping.guided(self._scheduler, output, dict(options.arguments))
+        given = self._signature.bind(self._scheduler, *args, **kwargs)
+        given.apply_defaults()
+        _, *options = given.arguments.items()  # without self
+        return self._stepping.finish(output, self._original, self._scheduler, dict(options))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise StateError(
@@ -142,17 +191,33 @@ def factors(scheduler: Any, options: dict[str, Any]) -> tuple[Tensor | float, fl
         scheduler: It has just stepped.
         options: All arguments of its ``step``, by name.
     """
-    timestep = int(options["timestep"])
-    now = _alpha_bar(scheduler, timestep)
+    now, then = alpha_bars(scheduler, options)
     if "eta" not in options:
-        then = _alpha_bar(scheduler, int(scheduler.previous_timestep(timestep)), 1.0)
         return _variance(scheduler, now, then, options), None
-    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    then = _alpha_bar(scheduler, previous, float(scheduler.final_alpha_cumprod))
     variance = options["eta"] ** 2 * (1 - then) / (1 - now) * (1 - now / then)
     direction = math.sqrt(max(0.0, 1 - then - variance))
     clean = (1 - now) / math.sqrt(now)
     return math.sqrt(then) * clean - direction * math.sqrt(1 - now), clean
+
+
+def alpha_bars(scheduler: Any, options: dict[str, Any]) -> tuple[float, float]:
+    """ᾱ_t and ᾱ_{t-1} of a step of DDPM or DDIM."""
+    timestep = int(options["timestep"])
+    if "eta" not in options:
+        previous, beyond = int(scheduler.previous_timestep(timestep)), 1.0
+    else:
+        previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        beyond = float(scheduler.final_alpha_cumprod)
+    return _alpha_bar(scheduler, timestep), _alpha_bar(scheduler, previous, beyond)
+
+
+def _previous(output: Any) -> Tensor:
+    """x_{t-1} of what a scheduler's ``step`` returned."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output.prev_sample)
+
+
+def _is_at(options: dict[str, Any], timestep: float) -> bool:
+    return float(torch.as_tensor(options["timestep"]).flatten()[0]) == timestep
 
 
 def _alpha_bar(scheduler: Any, timestep: int, beyond: float = 1.0) -> float:

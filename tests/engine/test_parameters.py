@@ -229,7 +229,9 @@ BAD_GUIDANCE: dict[str, tuple[dict[str, Any], str]] = {
     "max_norm": ({"max_norm": 0}, "positive"),
     "every": ({"every": 0}, "whole number"),
     "scale": ({"scale": NAN}, "nan"),
-    "through_unet": ({"through_unet": True}, "held fixed"),
+    "through_unet": ({"through_unet": True}, "sees='clean'"),
+    "inner_steps": ({"inner_steps": 0}, "whole number"),
+    "recurrence": ({"recurrence": 1.5}, "whole number"),
 }
 
 
