@@ -46,6 +46,11 @@ class Layer:
         return any("noise" in entry.control.slots for entry in self.entries)
 
     @property
+    def recurs(self) -> bool:
+        """Whether one of them has steps done again."""
+        return any(getattr(entry.control, "recurrence", 1) > 1 for entry in self.entries)
+
+    @property
     def attends(self) -> bool:
         """Whether one of them adds inside the cross-attention layers."""
         return any("attention" in entry.control.slots for entry in self.entries)
@@ -108,9 +113,9 @@ class Attachment:
         self._layers.append(layer)
         if layer.attends:
             self._attention.install()
-        if (
-            layer.guides and self._guides_steps()
-        ):  # now: a loop may look up its step before it calls the U-Net
+        recurs = layer.recurs and can_recur(self.host.scheduler)
+        if recurs or (layer.guides and self._guides_steps()):
+            # Now: a loop may look up its step before it calls the U-Net.
             self._stepping.install(self.host.scheduler)
 
     def remove(self, layer: Layer) -> None:
