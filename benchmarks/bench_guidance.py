@@ -2,8 +2,9 @@
 
 One call of a U-Net of Stable Diffusion 1.5's size (random weights), on both halves of classifier-free
 guidance, with each way to guide it. Wall time; the ways take turns in alternating order after one turn that
-warms up, and every figure is the median over the turns of a ratio within one turn, with the smallest and the largest. The
-classifier is guided-diffusion's for 64x64, with four channels, on latents of 512x512 pixels.
+warms up, and every figure is the median over the turns of a ratio within one turn, with the smallest and
+the largest. The classifier is guided-diffusion's for 64x64, with four channels, on latents of 512x512
+pixels.
 
     python benchmarks/bench_guidance.py --turns 3 --threads 2
 """
