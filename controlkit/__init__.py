@@ -53,6 +53,7 @@ from controlkit.errors import (
 
 if TYPE_CHECKING:
     from controlkit import embedded as embedded
+    from controlkit import guidance as guidance
     from controlkit.adapters.coadapter import CoAdapterFuser
     from controlkit.adapters.controlnet import ControlNet
     from controlkit.adapters.controlnet_union import ControlNetUnion
@@ -134,6 +135,7 @@ __all__ = [
     "attach",
     "detectors",
     "embedded",
+    "guidance",
     "inspect",
     "load",
     "open_image",
@@ -177,7 +179,7 @@ _HOMES = {
 }
 """Where each name that is imported on first use lives."""
 
-_MODULES = {"embedded": "controlkit.embedded"}
+_MODULES = {"embedded": "controlkit.embedded", "guidance": "controlkit.guidance"}
 """Public names that are modules themselves."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -226,7 +226,7 @@ class Attachment:
         return output
 
     @contextmanager
-    def _replay(self, session: Session, step: Step, call: _Call) -> Iterator[Any]:
+    def _replay(self, session: Session, step: Step, call: _Call) -> Generator[Any]:
         """The U-Net of this call to be run again, without these hooks, until its gradient has been taken."""
         if not any(layer.guides for layer in self._layers):
             yield None

@@ -43,6 +43,10 @@ adapter = ck.T2IAdapter().eval()
 with torch.no_grad():
     assert len(adapter(torch.rand(1, 3, 64, 64))) == 4
 ck.Guidance(lambda x, y, t: -(x**2).flatten(1).sum(1), scale=2.0)
+ck.Guidance(ck.guidance.color(), "red")
+pair = (ck.guidance.classifier(lambda x: x.mean((2, 3)), sees="image"), 1)
+both = ck.guidance.total((ck.guidance.edges(), torch.eye(32)), pair)
+assert both(torch.rand(2, 3, 32, 32), None, torch.zeros(2)).shape == (2,)
 again.on(torch.rand(1, 3, 64, 64), scale=0.5, end=0.5)
 picture = ck.preprocess(torch.rand(3, 32, 48), "blur")
 assert picture.size == (48, 32)

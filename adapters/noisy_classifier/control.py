@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class ClassLogProbability(Likelihood):
     """phi(x, y, t) = ln p(y | x, t), of a classifier that was trained on noisy pictures.
 
-    The classifier stays on its own device and in its own dtype; the softmax is computed in float32. Costs one
-    pass through it and back.
+    The classifier stays on its own device and in its own dtype; the softmax is computed in float32 (or in
+    float64, where that is its dtype). Costs one pass through it and back.
 
     Args:
         classifier: The classifier.
@@ -40,7 +40,8 @@ class ClassLogProbability(Likelihood):
     def __call__(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         """Of (images, channels, H, W), classes (n,) for ``k * n`` images, and times (images,): (images,)."""
         device = next(self.classifier.parameters()).device
-        logits = self.classifier(x.to(device), t.to(device)).float()
+        logits = self.classifier(x.to(device), t.to(device))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         classes = per_image(y.to(device), x.shape[0])
         return F.log_softmax(logits, dim=-1).gather(1, classes[:, None])[:, 0].to(x.device)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from controlkit.guidance.towers import NoisySegmenter, NoisyTowers
     from controlkit.module import ControlModule
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "STEPS",
     "Scene",
     "canny_map",
+    "clip",
     "load",
     "names",
     "path",
     "pipeline",
     "scene",
+    "segmentation",
 ]
 
 STEPS = 20
@@ -36,7 +39,7 @@ GUIDANCE_SCALE = 2.0
 """Classifier-free guidance of every published figure; higher makes colours harsher and follows maps less."""
 
 _MODELS = Path(__file__).parent / "models"
-_NO_CONTROLS = ("base", "judge")
+_NO_CONTROLS = ("base", "judge", "judge-clip", "clip", "segmentation")
 
 
 def names() -> tuple[str, ...]:
@@ -46,7 +49,7 @@ def names() -> tuple[str, ...]:
 
 
 def path(name: str) -> Path:
-    """Folder of a shipped model: `base`, `judge`, or one of `names()`.
+    """Folder of a shipped model: one of `names()`, `base`, `judge`, `judge-clip`, `clip` or `segmentation`.
 
     Raises:
         ValueError: If there is no model of that name.
@@ -101,3 +104,30 @@ def load(name: str, **options: Any) -> "ControlModule":
             "name", found=repr(name), expected=" or ".join(map(repr, names())), fix="See ck.embedded.names()."
         )
     return controlkit.load(path(name), **{"dtype": torch.float32, **options})
+
+
+def clip() -> "NoisyTowers":
+    """The noise-aware CLIP of the embedded model: how well a caption fits a noisy latent.
+
+    Trained on latents x_t (variance-preserving) at t in 0 … 999 and captions such as those of `scene`, by the
+    contrastive objective. In float32 on the CPU, without gradients of its weights.
+
+    Returns:
+        Towers with `encode_image(x (B, 4, 16, 16), t (B,)) -> (B, 128)` and
+        `encode_text(list of n captions) -> (n, 128)`, both of length 1.
+    """
+    from controlkit.embedded.guides import load_clip
+
+    return load_clip(path("clip"))
+
+
+def segmentation() -> "NoisySegmenter":
+    """The noise-aware segmenter of the embedded model: which of `LABELS` is where in a noisy latent.
+
+    Returns:
+        A module from x_t (B, 4, 16, 16) and t (B,) to logits (B, 5, 64, 64); their log-softmax over the
+        labels is ln p(label | x_t, t) at each place of the picture at half its size.
+    """
+    from controlkit.embedded.guides import load_segmentation
+
+    return load_segmentation(path("segmentation"))

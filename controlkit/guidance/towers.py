@@ -44,7 +44,7 @@ class NoisyTowers(nn.Module):
         return float((-self.log_scale).exp())
 
     def encode_image(self, x: Tensor, t: Tensor) -> Tensor:
-        """Noisy pictures (batch, channels, h, w) and times (batch,), () or (1,) to (batch, dim) of length 1."""
+        """Noisy pictures (batch, channels, h, w), times (batch,) or one for all: (batch, dim) of length 1."""
         return F.normalize(self.image(x, t), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -71,5 +71,5 @@ class NoisySegmenter(nn.Module):
         self.unet, self.factor = unet, factor
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Noisy pictures (batch, channels, h, w), times (batch,), () or (1,): logits (batch, labels, H, W)."""
+        """Noisy pictures (batch, channels, h, w), times (batch,) or one: logits (batch, labels, H, W)."""
         return F.pixel_shuffle(self.unet(x, t), self.factor)

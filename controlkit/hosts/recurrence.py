@@ -65,9 +65,9 @@ class Repeat:
         if fits:
             columns = torch.stack([part.flatten() for part in parts], dim=1)
             found = _least_squares(columns, wanted.flatten())
-            off = torch.linalg.vector_norm(columns @ found - wanted.flatten())
+            off = (columns @ found - wanted.flatten()).square().sum().sqrt()
             allowed = 1e-2 if given.dtype in (torch.float16, torch.bfloat16) else 1e-4
-            if off <= allowed * torch.linalg.vector_norm(wanted):
+            if bool(off <= allowed * wanted.square().sum().sqrt()):
                 return found
         raise NotApplicable(
             "recurrence",
@@ -144,4 +144,5 @@ def draw(like: Tensor, generator: Any) -> Tensor:
 def _least_squares(columns: Tensor, wanted: Tensor) -> Tensor:
     """The factors of the columns whose sum is nearest, the smallest ones where several are."""
     normal = columns.T @ columns
-    return torch.linalg.pinv(normal, hermitian=True, rtol=1e-12) @ (columns.T @ wanted)
+    inverse = cast(Tensor, torch.linalg.pinv(normal, hermitian=True, rtol=1e-12))  # pyright: ignore[reportUnknownMemberType]
+    return inverse @ (columns.T @ wanted)

@@ -7,7 +7,7 @@ call itself has none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -93,7 +93,7 @@ def keep_lists(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def recompute(*models: nn.Module) -> Iterator[None]:
+def recompute(*models: nn.Module) -> Generator[None]:
     """Gradient checkpointing in models of diffusers while this lasts; afterwards they are as they were.
 
     It must last until the gradient has been taken. Models that cannot do it are left alone.

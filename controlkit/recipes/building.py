@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit import plugins
 from controlkit.errors import ControlKitError, MissingExtra, ParameterError, RecipeError
+from controlkit.recipes import guides
 from controlkit.recipes.images import Files
 from controlkit.recipes.model import (
     ControlRecipe,
@@ -133,6 +134,7 @@ class Modules:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._loaded: dict[str, ControlModule] = {}
+        self._guides: dict[str, Any] = {}
 
     def of(self, part: ModuleRecipe) -> ControlModule:
         """The module of this part.
@@ -144,6 +146,16 @@ class Modules:
         if key not in self._loaded:
             self._loaded[key] = _load(part, self._files)
         return self._loaded[key]
+
+    def embedded(self, name: str) -> Any:
+        """An embedded network that guides and is no module, ``clip`` or ``segmentation``."""
+        if name not in self._guides:
+            from controlkit import embedded
+
+            network = getattr(embedded, name)()
+            align(network)
+            self._guides[name] = network
+        return self._guides[name]
 
 
 def _load(part: ModuleRecipe, files: Files) -> ControlModule:
@@ -193,7 +205,7 @@ def _load(part: ModuleRecipe, files: Files) -> ControlModule:
 def control_of(part: ControlRecipe | GuidanceRecipe, modules: Modules, files: Files) -> Control:
     """A control, bound as the recipe says; only what differs from the defaults is passed on."""
     if isinstance(part, GuidanceRecipe):
-        return _guidance(part, files)
+        return _guidance(part, modules, files)
     given = part.model_dump(exclude_defaults=True, exclude={"module", "image", "mask", "options"})
     if part.mask is not None:
         given["mask"] = files.picture(part.mask)
@@ -216,31 +228,40 @@ def control_of(part: ControlRecipe | GuidanceRecipe, modules: Modules, files: Fi
         ) from error
 
 
-def _guidance(part: GuidanceRecipe, files: Files) -> Control:
+def _guidance(part: GuidanceRecipe, modules: Modules, files: Files) -> Control:
     from controlkit.adapters.phi_guidance import Guidance
 
+    make = _phi(part.guidance)
+    options = guides.options_of(part, modules, files) if part.guidance in guides.BUILT_IN else part.options
     try:
-        phi = _phi(part.guidance)(**part.options)
+        phi = make(**options)
     except TypeError as error:
+        if isinstance(error, ControlKitError):
+            raise
         raise ParameterError(
             f"guidance {part.guidance}",
             found=f"options that do not fit ({error})",
             expected="its own options",
         ) from error
     y = part.target if part.image is None else files.picture(part.image)
-    skip = {"guidance", "options", "target", "image"}
-    return Guidance(phi, y, name=part.guidance, **part.model_dump(exclude_defaults=True, exclude=skip))
+    given = part.model_dump(exclude_defaults=True, exclude={"guidance", "options", "target", "image", "mask"})
+    if part.mask is not None:
+        given["mask"] = files.picture(part.mask)
+    return Guidance(phi, y, name=part.guidance, **given)
 
 
 def _phi(name: str) -> Any:
-    """The maker of a guidance function: what is registered under this name in `GUIDANCE_GROUP`."""
+    """The maker of a guidance function: a ready-made one, or what is registered under this name."""
+    if name in guides.BUILT_IN:
+        return guides.maker_of(name)
     entries = {entry.name: entry for entry in metadata.entry_points(group=GUIDANCE_GROUP)}
     if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1)
+        known = sorted((*guides.BUILT_IN, *entries))
+        near = difflib.get_close_matches(name, known, n=1)
         raise RecipeError(
             "guidance",
             found=repr(name),
-            expected=f"one of {', '.join(sorted(entries))}" if entries else "a registered guidance function",
+            expected=f"one of {', '.join(known)}",
             fix=f"Did you mean {near[0]}?"
             if near
             else f"Install the package that registers it ({GUIDANCE_GROUP}).",

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from controlkit.errors import ParameterError
+from controlkit.recipes.guides import BUILT_IN, referenced
 from controlkit.recipes.images import Picture, as_reference
 from controlkit.recipes.rules import (
     MAX_IMAGES,
@@ -73,6 +74,7 @@ Source = Annotated[
     Field(strict=True, description="embedded:NAME, hub:OWNER/NAME, file:PATH or plugin:NAME"),
     AfterValidator(_check_source),
 ]
+Flag = Annotated[bool, Field(strict=True)]
 AnyPicture = Annotated[Picture, BeforeValidator(as_reference)]
 
 
@@ -184,26 +186,43 @@ class ControlRecipe(Plain):
 
 
 class GuidanceRecipe(Plain):
-    """A guidance function by its registered name, with its target; the arguments of `controlkit.Guidance`.
+    """A guidance function by its name, with its target; the arguments of `controlkit.Guidance`.
 
     Args:
-        guidance: Name under which the function is registered (entry points ``controlkit.guidance``).
-        options: Arguments of what makes it.
-        target: What to steer towards, where it is plain data (a text, a label, a colour).
+        guidance: Name of a ready-made function of `controlkit.guidance` (``edges``, ``color``, …), or under
+            which one is registered (entry points ``controlkit.guidance``).
+        options: Arguments of what makes it. Of ready-made ones, networks are sources, as of modules, and a
+            mask is a picture.
+        target: What to steer towards, where it is plain data (a text, a label, a colour), or one per picture.
         image: What to steer towards, where it is a picture.
     """
 
     guidance: Annotated[str, Field(strict=True, pattern=r"^[a-z][a-z0-9_]{0,40}$")]
     options: Options = Field(default_factory=dict)
-    target: Text | Number | tuple[Number, ...] | None = None
+    target: Text | Whole | Number | tuple[Text | Whole | Number, ...] | None = None
     image: AnyPicture | None = None
     scale: AnyScale = 1.0
     start: Number = 0.0
     end: Number = 1.0
-    sees: Literal["noisy", "clean", "image"] = "noisy"
-    through_unet: Annotated[bool, Field(strict=True)] | None = None
+    sees: Literal["noisy", "clean", "image"] | None = None
+    through_unet: Flag | None = None
+    normalize: Flag = False
     max_norm: Number | None = None
+    inner_steps: Whole = 1
+    recurrence: Whole = 1
+    checkpointing: Flag = False
     every: Whole = 1
+    mask: AnyPicture | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_pictures(cls, values: Any) -> Any:
+        name, options = (
+            values.get(key) if isinstance(values, dict) else None for key in ("guidance", "options")
+        )
+        if name in BUILT_IN and isinstance(options, dict):
+            return {**values, "options": referenced(name, options)}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> GuidanceRecipe:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from controlkit.errors import NotApplicable
 from controlkit.recipes.building import Modules, control_of, pipeline_of, scheduler_of
 from controlkit.recipes.files import CHUNK
+from controlkit.recipes.guides import BUILT_IN, sealed_options
 from controlkit.recipes.images import Files, Picture, encode
 from controlkit.recipes.model import ControlRecipe, GuidanceRecipe, Recipe, SchedulerRecipe
 from controlkit.recipes.rules import MAX_SEED
@@ -157,9 +158,11 @@ def _sealed(recipe: Recipe, modules: Modules, files: Files, given: Any) -> Recip
 
     parts: list[ControlRecipe | GuidanceRecipe] = []
     for part in recipe.controls:
-        update: dict[str, Any] = {"image": picture(part.image)}
-        if isinstance(part, ControlRecipe):
-            update["mask"] = picture(part.mask)
+        update: dict[str, Any] = {"image": picture(part.image), "mask": picture(part.mask)}
+        if isinstance(part, GuidanceRecipe):
+            if part.guidance in BUILT_IN:
+                update["options"] = sealed_options(part, modules, picture)
+        else:
             digest = getattr(modules.of(part.module), "digest", None) or part.module.digest
             update["module"] = part.module.model_copy(update={"digest": digest})
         parts.append(part.model_copy(update=update))

@@ -1,9 +1,10 @@
 """Train, export and measure the embedded models: `python -m controlkit.training.embedded <stage>`.
 
 The stages, in order: render, autoencoder, judge, encode, denoiser, control (once per kind), export,
-evaluate. Every stage reads and writes one work folder; interrupted training goes on where it stopped.
-`begin` takes the place of autoencoder and judge where exported models are trained further.
-`evaluate` needs none of the others: it measures the models that ship.
+evaluate; for guidance then guide (once per kind, `judge-clip` too), export-guides, evaluate-guidance.
+Every stage reads and writes one work folder; interrupted training of the base and the controls goes on
+where it stopped. `begin` takes the place of autoencoder and judge where exported models are trained
+further. `evaluate` and `evaluate-guidance` need none of the others: they measure the models that ship.
 """
 
 import argparse
@@ -158,6 +159,20 @@ def export_stage(work: Path, args: argparse.Namespace) -> None:
     export.export_judge(args.models / "judge", judge)
 
 
+def export_guides_stage(work: Path, args: argparse.Namespace) -> None:
+    from controlkit.evaluation.clip import JudgeClipNet
+    from controlkit.training.export import export_judge
+    from controlkit.training.guides import GUIDES, export_guide, load_guide
+
+    for kind in GUIDES:
+        if (work / f"{kind}.pt").exists():
+            export_guide(kind, load_guide(kind, work / f"{kind}.pt"), args.models / kind)
+    if (work / "judge-clip.pt").exists():
+        net = JudgeClipNet()
+        net.load_state_dict(torch.load(work / "judge-clip.pt", weights_only=True))
+        export_judge(args.models / "judge-clip", net)
+
+
 def evaluate_stage(work: Path, args: argparse.Namespace) -> None:
     from controlkit.training.table import measure_models
 
@@ -172,6 +187,17 @@ def evaluate_stage(work: Path, args: argparse.Namespace) -> None:
         )
 
 
+def evaluate_guidance_stage(work: Path, args: argparse.Namespace) -> None:
+    from controlkit.training.guided import WAYS, measure_guidance
+
+    begin = time.monotonic()
+    ways = [args.kind] if args.kind in WAYS else WAYS
+    ladders = measure_guidance(args.models, ways=ways, count=args.count, sheets=args.sheets)
+    log.info("measured guidance in %.0f s", time.monotonic() - begin)
+    if args.json:
+        args.json.write_text(json.dumps(ladders, indent=1) + "\n")
+
+
 STAGES = {
     "begin": begin_stage,
     "render": render_stage,
@@ -182,7 +208,9 @@ STAGES = {
     "control": control_stage,
     "guide": guide_stage,
     "export": export_stage,
+    "export-guides": export_guides_stage,
     "evaluate": evaluate_stage,
+    "evaluate-guidance": evaluate_guidance_stage,
 }
 
 
@@ -194,16 +222,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the shipped models")
     parser.add_argument("--seconds", type=float, default=600.0, help="training budget")
     parser.add_argument("--scenes", type=int, default=256, help="how many to render, encode or measure")
-    parser.add_argument("--kind", default="controlnet-canny", help="which control to train")
-    parser.add_argument("--lr", type=float, default=2e-3, help="denoiser and control: highest learning rate")
-    parser.add_argument("--batch", type=int, default=24, help="denoiser and control: samples per worker")
+    parser.add_argument(
+        "--kind",
+        default="controlnet-canny",
+        help="which control or guide to train; which way of guidance to evaluate",
+    )
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="denoiser, control, guide: highest learning rate"
+    )
+    parser.add_argument("--batch", type=int, default=24, help="denoiser, control, guide: samples per worker")
     parser.add_argument("--decay", type=float, default=0.5, help="denoiser: share over which the rate falls")
     parser.add_argument("--workers", type=int, default=2, help="processes for render, encode and denoiser")
     parser.add_argument("--start", type=Path, help="denoiser: begin with this exported base model")
     parser.add_argument("--threads", type=int, default=1, help="threads of every other stage")
     parser.add_argument("--out", type=Path, help="guide: folder of the checkpoint, by default --work")
-    parser.add_argument("--sheets", type=Path, help="evaluate: folder for contact sheets")
-    parser.add_argument("--json", type=Path, help="evaluate: file for the figures")
+    parser.add_argument("--count", type=int, default=48, help="evaluate-guidance: pictures per scale")
+    parser.add_argument("--sheets", type=Path, help="evaluate, evaluate-guidance: folder for contact sheets")
+    parser.add_argument("--json", type=Path, help="evaluate, evaluate-guidance: file for the figures")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)

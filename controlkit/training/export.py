@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlkit.embedded.vocabulary import WORDS, write_tokenizer
+from controlkit.evaluation.clip import JudgeClipNet
 from controlkit.evaluation.judge import JudgeNet
 from controlkit.training.denoiser import new_scheduler
 
@@ -58,8 +59,8 @@ def load_exported(folder: Path) -> AutoencoderKL | ControlNetModel | T2IAdapter:
     return kinds[named].from_pretrained(folder).float()
 
 
-def export_judge(folder: Path, judge: JudgeNet) -> None:
-    """Write the judge's weights; its shape is `JudgeNet`'s default."""
+def export_judge(folder: Path, judge: JudgeNet | JudgeClipNet) -> None:
+    """Write a judge's weights; its shape is the default of its class."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.half().contiguous() for name, value in judge.state_dict().items()},

@@ -5,6 +5,7 @@ needs neither the U-Net nor the autoencoder. `classifier` says which kind covers
 how well a caption fits it, `segmentation` which kind is where.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from controlkit.adapters.noisy_classifier import (
@@ -20,6 +22,7 @@ from controlkit.adapters.noisy_classifier import (
     PixelUNet,
     PixelUNetConfig,
 )
+from controlkit.checkpoints.save import WEIGHTS
 from controlkit.embedded.scenes import LABELS
 from controlkit.embedded.world import KINDS
 from controlkit.guidance.towers import NoisySegmenter
@@ -225,3 +228,26 @@ def write_average(checkpoint: Path, model: nn.Module, average: Average) -> None:
         {name: average.values.get(name, value) for name, value in model.state_dict().items()}, temporary
     )
     temporary.replace(checkpoint)
+
+
+def load_guide(kind: str, checkpoint: Path) -> nn.Module:
+    """The averaged weights of a run, in float32."""
+    model = new_guide(kind)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return model.eval().requires_grad_(False)
+
+
+def export_guide(kind: str, model: nn.Module, folder: Path) -> None:
+    """Write one network as it ships: float16, with the constructor's arguments beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = {
+        "classifier": model,
+        "clip": getattr(model, "image", None),
+        "segmentation": getattr(model, "unet", None),
+    }
+    built = part[kind]
+    assert isinstance(built, NoisyClassifier | PixelUNet)
+    entries = built.config.to_dict()
+    (folder / "config.json").write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / (WEIGHTS if kind == "classifier" else "model.safetensors"))

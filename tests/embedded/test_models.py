@@ -30,7 +30,7 @@ def test_names_are_the_folders_that_can_be_loaded():
 
 @pytest.mark.parametrize("name", ["", "..", "controlnet", "base/unet"])
 def test_unknown_names_are_refused(name: str):
-    with pytest.raises(ValueError, match=r"there are base, judge, controlnet-canny"):
+    with pytest.raises(ValueError, match=r"there are base, judge, .*controlnet-canny"):
         embedded.path(name)
     with pytest.raises(ValueError, match=r"embedded\.names"):
         embedded.load(name)

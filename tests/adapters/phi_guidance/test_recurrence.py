@@ -61,7 +61,7 @@ def by_hand(name: str, branches: int, times: int, scale: float = 0.05) -> Tensor
     scheduler = SCHEDULERS[name]()
     x, generator = start(scheduler)
     for index, time in enumerate(scheduler.timesteps):
-        begun = scheduler
+        begun, x_next = scheduler, x
         for again in range(times):
             scheduler = copy.deepcopy(begun)
             scaled = scheduler.scale_model_input(x, time)
