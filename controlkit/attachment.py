@@ -339,6 +339,7 @@ class Attachment:
             device=step.latents.device,
             dtype=step.latents.dtype,
             decode=self.host.decode,
+            encode=self.host.encode if self.host.decoders() else None,
             weights=self.host.weights,
             recompute=lambda: recompute(self.host.core, *self.host.decoders()),
         )

@@ -8,13 +8,12 @@ nothing is attached.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,10 +23,12 @@ from controlkit.embedded.world import COLOURS, KINDS
 from controlkit.evaluation.adherence import commonest, segmentation_iou
 from controlkit.evaluation.clip import JudgeClip
 from controlkit.evaluation.judge import Judge
+from controlkit.guidance import Likelihood, classifier, segmentation, text
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from controlkit.adapters.noisy_classifier import NoisyClassifier
     from controlkit.guidance.towers import NoisySegmenter, NoisyTowers
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 CLASS_SCALES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 TEXT_SCALES = (0.0, 1.0, 2.0, 5.0, 10.0)
 SEGMENTATION_SCALES = (0.0, 0.5, 1.0, 2.0, 5.0)
+MAP_WEIGHT = 256.0
+"""Measurements that a label map counts as: the places of the latents, whose labels are nearly independent."""
 TEXT_CAPTIONS = 64
 """Captions among which a picture's own is looked for."""
 
@@ -59,44 +62,20 @@ class Rung:
     colour_entropy: float = float("nan")
 
 
-Phi = Callable[[Tensor, Any, Tensor], Tensor]
 Ladder = dict[float, tuple[Rung, list[Image.Image]]]
-
-
-def class_phi(classifier: torch.nn.Module) -> Phi:
-    """ln p(y | x_t, t) of a noisy classifier; y (images,) int64."""
-    return lambda x, y, t: F.log_softmax(classifier(x, t), -1).gather(1, y[:, None])[:, 0]
-
-
-def text_phi(towers: NoisyTowers) -> Phi:
-    """Cosine over the temperature of the towers; y (images, dim) of length 1."""
-    return lambda x, y, t: (towers.encode_image(x, t) * y).sum(-1) / towers.temperature
-
-
-def segmentation_phi(segmenter: NoisySegmenter) -> Phi:
-    """Log-likelihood of a label map, summed over the places of x; y (images, 64, 64) int64.
-
-    The labels of one place are nearly copies of each other: they count as one.
-    """
-
-    def phi(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        errors = F.cross_entropy(segmenter(x, t), y, reduction="none")
-        return -errors.mean((1, 2)) * (x.shape[2] * x.shape[3])
-
-    return phi
 
 
 def sample(
     pipe: StableDiffusionPipeline,
     seeds: Sequence[int],
-    phi: Phi | None = None,
-    y: Tensor | None = None,
+    phi: Likelihood | None = None,
+    y: Sequence[Any] | Tensor | None = None,
     *,
     steps: int = STEPS,
     batch: int = 32,
     **options: Any,
 ) -> list[Image.Image]:
-    """One picture per seed of its noise, without a prompt, guided by `phi` and one row of `y` each."""
+    """One picture per seed of its noise, without a prompt, guided by `phi` and one target of `y` each."""
     import controlkit as ck
 
     host: Any = pipe
@@ -114,7 +93,7 @@ def sample(
             made += host([""] * len(some), **arguments).images
         else:
             assert y is not None
-            control = ck.Guidance(phi, y[begin : begin + batch], sees="noisy", **options)
+            control = ck.Guidance(phi, y[begin : begin + batch], **options)
             with ck.attach(pipe, control):
                 made += host([""] * len(some), **arguments).images
     return made
@@ -122,7 +101,7 @@ def sample(
 
 def class_ladder(
     pipe: StableDiffusionPipeline,
-    classifier: torch.nn.Module,
+    network: NoisyClassifier,
     judges: tuple[Judge, JudgeClip],
     *,
     count: int = 32,
@@ -134,7 +113,7 @@ def class_ladder(
 
     Args:
         pipe: The embedded base model.
-        classifier: (x_t, t) to logits of `KINDS`.
+        network: (x_t, t) to logits of `KINDS`.
         judges: Of kinds and colours, and of likeness.
         count: Pictures per class and scale.
         scales: The ladder.
@@ -146,7 +125,7 @@ def class_ladder(
     ladder: Ladder = {}
     for scale in scales:
         made = (
-            sample(pipe, seeds, class_phi(classifier), y, scale=scale, **options)
+            sample(pipe, seeds, classifier(network), y, scale=scale, **options)
             if scale
             else sample(pipe, seeds[:count]) * len(KINDS)
         )
@@ -184,10 +163,9 @@ def text_ladder(
     """The first `count` different captions of held-out scenes, each with the noise of its scene's seed."""
     scenes = distinct_scenes(count, first_seed)
     captions = [s.caption for s in scenes]
-    y = towers.encode_text(captions)
     ladder: Ladder = {}
     for scale in scales:
-        made = sample(pipe, [s.seed for s in scenes], text_phi(towers), y, scale=scale, **options)
+        made = sample(pipe, [s.seed for s in scenes], text(towers), captions, scale=scale, **options)
         ladder[scale] = Rung(scale, len(made), judge.retrieval(made, captions)), made
         log.info("text: %s", ladder[scale][0])
     return ladder
@@ -207,9 +185,10 @@ def segmentation_ladder(
     scenes = [scene(first_seed + i) for i in range(count)]
     maps = np.stack([s.labels[::2, ::2] for s in scenes])
     y = torch.from_numpy(maps).long()
+    phi = segmentation(segmenter, weight=MAP_WEIGHT)
     ladder: Ladder = {}
     for scale in scales:
-        made = sample(pipe, [s.seed for s in scenes], segmentation_phi(segmenter), y, scale=scale, **options)
+        made = sample(pipe, [s.seed for s in scenes], phi, y, scale=scale, **options)
         kinds = judge.read(made).kinds
         score = np.mean([segmentation_iou(found, wanted) for found, wanted in zip(kinds, maps, strict=True)])
         ladder[scale] = Rung(scale, len(made), float(score)), made

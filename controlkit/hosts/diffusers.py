@@ -195,6 +195,16 @@ class DiffusersHost:
         parameter = next(vae.parameters())
         return vae.decode((latents / config.scaling_factor + shift).to(parameter.dtype)).sample
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to the mode of their clean latents; what a VAE without chance encodes them to."""
+        vae: Any = self.decoders()[0]
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        parameter = next(vae.parameters())
+        with torch.no_grad():
+            found: Any = vae.encode(pixels.to(parameter.device, parameter.dtype))
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return (latents - shift) * vae.config.scaling_factor
+
 
 def target_of(config: Any, scheduler: Any, pixel_scale: int, attention: CrossAttention) -> Target:
     """Describe a ``UNet2DConditionModel`` from its config, and its cross-attention layers as they are.

@@ -13,13 +13,7 @@ from controlkit.embedded.world import KINDS
 from controlkit.evaluation import load_judge
 from controlkit.evaluation.adherence import commonest
 from controlkit.evaluation.clip import load_judge_clip
-from controlkit.evaluation.guidance import (
-    class_phi,
-    distinct_scenes,
-    sample,
-    segmentation_phi,
-    text_phi,
-)
+from controlkit.evaluation.guidance import distinct_scenes, sample
 
 COUNT = 48
 LOW, HIGH = 150, 999
@@ -121,7 +115,9 @@ def test_every_way_of_guidance_makes_what_was_wanted_likelier(pipe: Any, scenes:
     free = sample(pipe, seeds, steps=10)
 
     wanted = torch.arange(8) % len(KINDS)
-    made = sample(pipe, seeds, class_phi(embedded.load("classifier")), wanted, steps=10, scale=20.0)
+    made = sample(
+        pipe, seeds, ck.guidance.classifier(embedded.load("classifier")), wanted, steps=10, scale=20.0
+    )
 
     def right(images: list[Any]) -> int:
         return sum(
@@ -132,13 +128,19 @@ def test_every_way_of_guidance_makes_what_was_wanted_likelier(pipe: Any, scenes:
 
     captions = [s.caption for s in some]
     towers = embedded.clip()
-    made = sample(pipe, seeds, text_phi(towers), towers.encode_text(captions), steps=10, scale=5.0)
+    made = sample(pipe, seeds, ck.guidance.text(towers), captions, steps=10, scale=5.0)
     texts = likeness.captions(captions)
     gain = (likeness.pictures(made) * texts).sum(1) - (likeness.pictures(free) * texts).sum(1)
     assert gain.mean() > 0.2
 
+    pictures = [s.image for s in some]  # encoded by the pipeline's own autoencoder
+    made = sample(pipe, seeds, ck.guidance.image(towers), pictures, steps=10, scale=5.0)
+    goals = likeness.pictures(pictures)
+    gain = (likeness.pictures(made) * goals).sum(1) - (likeness.pictures(free) * goals).sum(1)
+    assert gain.mean() > 0.2
+
     maps = torch.from_numpy(np.stack([s.labels[::2, ::2] for s in some])).long()
-    made = sample(pipe, seeds, segmentation_phi(embedded.segmentation()), maps, steps=10, scale=5.0)
+    made = sample(pipe, seeds, ck.guidance.segmentation(embedded.segmentation()), maps, steps=10, scale=10.0)
     solid = maps.numpy() > 0
 
     def agreement(images: list[Any]) -> float:
@@ -152,7 +154,8 @@ def test_phi_of_the_true_target_beats_that_of_another(noisy: dict[int, torch.Ten
     maps = torch.from_numpy(np.stack([s.labels[::2, ::2] for s in scenes])).long()
     towers = embedded.clip()
     texts = towers.encode_text([s.caption for s in scenes])
-    for phi, y in ((segmentation_phi(embedded.segmentation()), maps), (text_phi(towers), texts)):
+    labels = ck.guidance.segmentation(embedded.segmentation())
+    for phi, y in ((labels, maps), (ck.guidance.text(towers), texts)):
         gap = phi(x, y, t) - phi(x, y.roll(1, 0), t)
         assert gap.shape == (COUNT,)
         assert (gap > 0).float().mean() > 0.9
