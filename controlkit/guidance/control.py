@@ -161,7 +161,7 @@ class Guidance:
         return Active(shift=shift, counts=counts, repeats=self.recurrence)
 
     def _gradient(self, phi: BoundPhi, noise: Tensor, step: Step, run: RunInfo, scale: float) -> Tensor:
-        """∇φ with respect to x_t, (images, channels, h, w), float32 or float64: the mean of the inner steps."""
+        """∇φ with respect to x_t, float32 or float64: the mean of the inner steps."""
         assert step.alpha_bar is not None
         precise = torch.promote_types(step.latents.dtype, torch.float32)
         recompute = run.recompute if self.checkpointing and run.recompute is not None else nullcontext
