@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from controlkit.embedded.guides import PictureDepth
     from controlkit.guidance.towers import NoisySegmenter, NoisyTowers
     from controlkit.module import ControlModule
 
@@ -24,6 +25,7 @@ __all__ = [
     "Scene",
     "canny_map",
     "clip",
+    "depth",
     "load",
     "names",
     "path",
@@ -131,3 +133,14 @@ def segmentation() -> "NoisySegmenter":
     from controlkit.embedded.guides import load_segmentation
 
     return load_segmentation(path("segmentation"))
+
+
+def depth() -> "PictureDepth":
+    """A depth network for pictures of the embedded world: that of the judge, which measures depth too.
+
+    Returns:
+        A module from pixels (B, 3, 128, 128) in [-1, 1] to inverse depth (B, 64, 64), near is large.
+    """
+    from controlkit.embedded.guides import load_depth
+
+    return load_depth(path("judge"))

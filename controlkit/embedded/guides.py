@@ -74,6 +74,25 @@ def load_segmentation(folder: Path) -> NoisySegmenter:
     return _filled(NoisySegmenter(PixelUNet(PixelUNetConfig.from_dict(_config(folder)))), folder)
 
 
+class PictureDepth(nn.Module):
+    """What the judge reads of depth, from pixels in [-1, 1]."""
+
+    def __init__(self, judge: nn.Module) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (batch, 3, H, W), sides multiples of 16, to inverse depth (batch, H/2, W/2)."""
+        return self.judge((x + 1) / 2).depth
+
+
+def load_depth(folder: Path) -> PictureDepth:
+    """Read the judge's network, in float32, without gradients."""
+    from controlkit.evaluation.judge import load_judge
+
+    return PictureDepth(load_judge(folder).net).eval().requires_grad_(False)
+
+
 def _config(folder: Path) -> dict[str, object]:
     return json.loads((folder / "config.json").read_text())
 

@@ -148,7 +148,7 @@ class Modules:
         return self._loaded[key]
 
     def embedded(self, name: str) -> Any:
-        """An embedded network that guides and is no module, ``clip`` or ``segmentation``."""
+        """An embedded network that guides and is no module: ``clip``, ``depth`` or ``segmentation``."""
         if name not in self._guides:
             from controlkit import embedded
 

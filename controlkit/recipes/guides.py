@@ -96,7 +96,7 @@ def sealed_options(
 def _network(option: str, source: Any, modules: Modules) -> Any:
     from controlkit.recipes.model import ModuleRecipe
 
-    if source in ("embedded:clip", "embedded:segmentation"):
+    if source in ("embedded:clip", "embedded:depth", "embedded:segmentation"):
         return modules.embedded(source.partition(":")[2])
     if not isinstance(source, str | dict):
         raise ParameterError(

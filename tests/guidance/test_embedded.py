@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 import controlkit as ck
+from controlkit.evaluation import load_judge
 from controlkit.evaluation.adherence import edge_f1
 
 STEPS = 6
-PROMPTS = ["a cube on a snow floor", "a sphere on a sand floor"]
 SCENES = [ck.embedded.scene(seed) for seed in (3, 5)]
+PROMPTS = ["a cube on a snow floor", "a sphere on a sand floor"]
 g = ck.guidance
 
 
@@ -59,6 +60,17 @@ def away(picture: Image.Image, wanted: Image.Image, where: np.ndarray | slice = 
     return float(np.sqrt(((pixels(picture) - pixels(wanted))[where] ** 2).mean()))
 
 
+@cache
+def judge() -> Any:
+    return load_judge()
+
+
+def overlap(picture: Image.Image, scene: Any) -> float:
+    """Intersection over union of everything that is not floor."""
+    found, wanted = judge().read([picture]).kinds[0] > 0, scene.labels[::2, ::2] > 0
+    return float((found & wanted).sum() / (found | wanted).sum())
+
+
 FLAT = [flat(scene) for scene in SCENES]
 RED = np.array([1.0, 0, 0])
 
@@ -67,6 +79,12 @@ CASES: dict[str, tuple[Callable[[], Any], Any, Callable[[Image.Image, int], floa
     "edges": (g.edges, [s.canny for s in SCENES], lambda p, i: 1 - edge_f1(p, SCENES[i].canny), 0.75),
     "color": (g.color, "red", lambda p, i: float(np.abs(pixels(p).mean((0, 1)) - RED).mean()), 0.7),
     "segmentation": (g.segmentation, FLAT, lambda p, i: away(p, FLAT[i]), 0.7),
+    "depth": (  # by what the judge calls a solid, which did not guide
+        lambda: g.depth(ck.embedded.depth()),
+        [s.depth for s in SCENES],
+        lambda p, i: 1 - overlap(p, SCENES[i]),
+        0.8,
+    ),
     "region": (
         lambda: g.region(half()),
         [s.image for s in SCENES],
