@@ -36,6 +36,7 @@ from controlkit.errors import (
     HintTooBig,
     Incomplete,
     KindMismatch,
+    MapDoubted,
     MissingExtra,
     NonFinite,
     NonFiniteAtStep,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from controlkit.contracts import Active, Control, ExtraAttention, Residuals, RunInfo, Step, Target
     from controlkit.guidance import Guidance
     from controlkit.images import open_image
+    from controlkit.maps import MapCheck, check_map
     from controlkit.module import ControlModule
     from controlkit.preprocessors import DetectorInfo, detectors, preprocess
     from controlkit.recipes import Recipe, run
@@ -106,6 +108,8 @@ __all__ = [
     "IPAdapter",
     "Incomplete",
     "KindMismatch",
+    "MapCheck",
+    "MapDoubted",
     "MissingExtra",
     "NoisyClassifier",
     "NoisyClip",
@@ -133,6 +137,7 @@ __all__ = [
     "UnsupportedImage",
     "__version__",
     "attach",
+    "check_map",
     "detectors",
     "embedded",
     "guidance",
@@ -156,6 +161,7 @@ _HOMES = {
     "ExtraAttention": "controlkit.contracts",
     "Guidance": "controlkit.guidance",
     "IPAdapter": "controlkit.adapters.ip_adapter",
+    "MapCheck": "controlkit.maps",
     "NoisyClassifier": "controlkit.adapters.noisy_classifier",
     "NoisyClip": "controlkit.adapters.noisy_clip",
     "Recipe": "controlkit.recipes",
@@ -169,6 +175,7 @@ _HOMES = {
     "Target": "controlkit.contracts",
     "UniControlNet": "controlkit.adapters.uni_controlnet",
     "attach": "controlkit.attaching",
+    "check_map": "controlkit.maps",
     "detectors": "controlkit.preprocessors",
     "inspect": "controlkit.checkpoints",
     "load": "controlkit.checkpoints",

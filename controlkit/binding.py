@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from controlkit.contracts import RunInfo, Step
 from controlkit.errors import BatchMismatch, DeviceMismatch, ParameterError
 from controlkit.images import as_map, as_mask, fit
+from controlkit.maps import notice
 from controlkit.module import ControlModule
 from controlkit.strength import Mode, Scale, Strength
 
@@ -67,8 +68,11 @@ def read_map(
     detect_options: Mapping[str, Any] | None,
     resize: Literal["stretch", "crop", "pad"],
     channel_order: Literal["rgb", "bgr"] | None,
+    condition: str | None = None,
 ) -> BoundMap:
     """Read the image of ``module.on``, detecting the map first where a detector is named.
+
+    Where the condition is known, a map that cannot be right is told (`controlkit.maps.notice`).
 
     Raises:
         HintError: The image cannot be used.
@@ -89,16 +93,32 @@ def read_map(
             expected="detect=...",
             fix="Name the detector.",
         )
+    image = _with_hidden(image)
     lowest = 0.0
     if _marks_hidden(image):
         lowest = -1.0
         notes.append("pixels of -1 kept, as marks of hidden ones")
-    rows = as_map(image, channels=channels, channel_order=channel_order, lowest=lowest, notes=notes)
+    rows = as_map(image, channels=channels, lowest=lowest, notes=notes)
+    notes += notice(rows, condition)
+    if channel_order is not None:
+        rows = as_map(image, channels=channels, channel_order=channel_order, lowest=lowest, notes=[])
     return BoundMap(rows, resize, tuple(notes))
+
+
+def _with_hidden(image: Any) -> Any:
+    """A map that the detector ``inpaint`` made, with its hidden pixels as -1; anything else as it is."""
+    entries = cast("list[Any]", image if isinstance(image, list | tuple) else [image])
+    if not any("hidden" in getattr(entry, "info", {}) for entry in entries):
+        return cast(Any, image)
+    from controlkit.preprocessors import marked
+
+    return marked(image)
 
 
 def _marks_hidden(image: object) -> bool:
     """Whether floats mark pixels with exactly -1, as maps of inpainting ControlNets do."""
+    if isinstance(image, list | tuple):
+        return any(_marks_hidden(entry) for entry in cast("list[object]", image))
     if not isinstance(image, np.ndarray | Tensor):
         return False
     values = cast(Any, image)

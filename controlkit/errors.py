@@ -273,3 +273,7 @@ class MissingExtra(ControlKitError, ImportError):
 
 class ControlKitWarning(UserWarning):
     """Something that does not stop a run but that its user would want to know."""
+
+
+class MapDoubted(ControlKitWarning):
+    """A control map looks like something that its module was not trained on; see `controlkit.check_map`."""

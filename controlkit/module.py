@@ -108,6 +108,7 @@ class MapModule(ControlModule):
         mask: Any = None,
         resize: Literal["stretch", "crop", "pad"] = "stretch",
         channel_order: Literal["rgb", "bgr"] | None = None,
+        condition: str | None = None,
     ) -> Control:
         """Bind to a control map, a strength and a schedule: what `controlkit.attach` takes.
 
@@ -125,10 +126,16 @@ class MapModule(ControlModule):
             mask: A region in [0, 1], 1 where the control acts.
             resize: How a map of another shape is fitted.
             channel_order: ``bgr`` where the weights were trained on that order and do not say so.
+            condition: What the module's maps show, such as ``canny``, for `controlkit.check_map`, which warns
+                of a map that cannot be right. None: what the weights say; where they do not, nothing is
+                checked.
 
         Raises:
             HintError: The image or the mask cannot be used.
             ParameterError: An option out of its range.
+
+        Warns:
+            MapDoubted: The map looks like something else than ``condition``; the run's report has it too.
         """
         from controlkit.binding import make_strength, read_map
 
@@ -139,5 +146,6 @@ class MapModule(ControlModule):
             detect_options=detect_options,
             resize=resize,
             channel_order=channel_order,
+            condition=condition or self.condition,
         )
         return self.bind(bound, make_strength(scale, start, end, mode, block_scales, mask))

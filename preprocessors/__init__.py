@@ -11,7 +11,18 @@ if __name__ != "controlkit.preprocessors":
     )
 
 from controlkit.preprocessors.base import Detector, DetectorInfo, OptionInfo, Pixels, option
+from controlkit.preprocessors.inpaint import marked
 from controlkit.preprocessors.preprocessing import preprocess
 from controlkit.preprocessors.registry import build, detectors
 
-__all__ = ["Detector", "DetectorInfo", "OptionInfo", "Pixels", "build", "detectors", "option", "preprocess"]
+__all__ = [
+    "Detector",
+    "DetectorInfo",
+    "OptionInfo",
+    "Pixels",
+    "build",
+    "detectors",
+    "marked",
+    "option",
+    "preprocess",
+]

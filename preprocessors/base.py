@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlkit.errors import ParameterError
+from controlkit.preprocessors.regions import Region
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A photograph, (height, width, 3) RGB in 0..255; or a map, which may also be (height, width)."""
 
-Value: TypeAlias = bool | int | float | str
+Value: TypeAlias = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class OptionInfo:
 
     Args:
         name: The keyword.
-        default: Its value when it is not given; its type is the option's.
+        default: Its value when it is not given; its type is the option's. None: a picture, such as a mask,
+            as `controlkit.images.as_mask` reads it, or None.
         meaning: What it does.
         low: Smallest value, inclusive; None where it is not a number.
         high: Largest value, inclusive.
@@ -111,6 +113,7 @@ class Detector(ABC):
         needs_weights: Whether it needs a network's weights.
         extra: What ``pip install`` needs for it, empty when nothing.
         marks: Whether the map is marks on black, so that an all-black map means that nothing was found.
+        hides: Whether the map has a fourth channel, 255 where a pixel is hidden, as inpainting has it.
     """
 
     name: ClassVar[str]
@@ -119,6 +122,7 @@ class Detector(ABC):
     needs_weights: ClassVar[bool] = False
     extra: ClassVar[str] = ""
     marks: ClassVar[bool] = False
+    hides: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         known = {about.name: about for about in options_of(type(self))}
@@ -142,8 +146,8 @@ class Detector(ABC):
             photo: (height, width, 3) RGB, at least 1 x 1. Must not be changed.
 
         Returns:
-            (height, width) or (height, width, 3) of the same height and width. The same photograph gives
-            the same map, always.
+            (height, width) or (height, width, 3) of the same height and width, (height, width, 4) from one
+            that ``hides``. The same photograph gives the same map, always.
         """
 
 
@@ -189,6 +193,8 @@ def _named(entry: Field[Any]) -> OptionInfo:
 
 def _checked(owner: str, about: OptionInfo, value: Any) -> Value:
     """The value as the option's own type."""
+    if about.default is None:
+        return None if value is None else Region.read(value, f"{owner}: {about.name}")
     kind = type(about.default)
     if kind is bool and isinstance(value, (bool, np.bool_)):
         return bool(value)

@@ -19,6 +19,7 @@ class Canny(Detector):
 
     With ``auto`` the thresholds come from the picture, so that a dim one shows its outlines and a busy one is
     not all edges: the high one is the 92nd percentile of its gradients, at least 40; the low one 0.4 of it.
+    A little ``sigma`` calms fur, grass and noise.
 
     Source:
         Canny (1986), "A computational approach to edge detection", IEEE PAMI 8(6), which takes the

@@ -9,7 +9,10 @@ from controlkit.preprocessors.base import Detector, Pixels
 
 @dataclass(frozen=True)
 class Invert(Detector):
-    """255 minus every value: for drawings on white paper, which ControlNets want white on black."""
+    """255 minus every value: for drawings on white paper, which ControlNets want white on black.
+
+    Needs nothing but Pillow and numpy.
+    """
 
     name = "invert"
     family = "lineart"

@@ -15,7 +15,7 @@ class Lineart(Detector):
     """Dark lines and outlines as soft white strokes on black, for ``lineart`` ControlNets.
 
     A pixel belongs to a stroke as far as it is darker than its surroundings. Strokes of the picture's typical
-    strength come out at three quarters of full white.
+    strength come out at three quarters of full white. Line drawings want ``texture=0``.
 
     Source:
         Difference of two Gaussians with a soft threshold by tanh: Winnemöller, Kyprianidis, Olsen (2012),

@@ -35,6 +35,11 @@ def gaussian(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     return opencv().GaussianBlur(image, (0, 0), sigma)
 
 
+def unit(values: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """0..255 as [0, 1]."""
+    return np.divide(values, 255, dtype=np.float32)
+
+
 def luma(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Brightness (height, width) of an RGB picture: ITU-R 601, ``cv2.cvtColor``."""
     cv2 = opencv()

@@ -69,7 +69,8 @@ def preprocess(
 
     Returns:
         An RGB `PIL.Image.Image`; a list of them for a list or batch. ``map.info["controlkit"]`` holds
-        ``detector``, ``options``, ``empty`` (nothing was found: the map is black) and ``notes``.
+        ``detector``, ``options``, ``empty`` (nothing was found: the map is black) and ``notes``;
+        ``map.info["hidden"]``, where pixels are hidden (``inpaint``), holds them, white on black, mode L.
 
     Raises:
         HintError: The picture cannot be used.
@@ -124,19 +125,20 @@ def _detect(photo: Image.Image, detector: Detector, size: Size, notes: list[str]
             fix="Please report it with the picture.",
             code="CK-H24",
         ) from error
-    if (
-        result.dtype != np.uint8
-        or result.shape[:2] != (photo.height, photo.width)
-        or result.ndim not in (2, 3)
-    ):
+    shape = (photo.height, photo.width)
+    shapes = [(*shape, 4)] if detector.hides else [shape, (*shape, 3)]
+    if result.dtype != np.uint8 or result.shape not in shapes:
         raise ControlKitError(
             f"detector {detector.name!r}",
             found=f"a map of shape {result.shape} and type {result.dtype}",
-            expected=f"uint8 of ({photo.height}, {photo.width}) or ({photo.height}, {photo.width}, 3)",
+            expected=f"uint8 of {' or '.join(map(str, shapes))}",
             fix="This is a fault of the detector.",
             code="CK-H24",
         )
-    image = Image.fromarray(np.ascontiguousarray(result)).convert("RGB")
+    seen = result[..., :3] if detector.hides else result
+    image = Image.fromarray(np.ascontiguousarray(seen)).convert("RGB")
+    if detector.hides:
+        image.info["hidden"] = Image.fromarray(np.ascontiguousarray(result[..., 3]))
     image.info["controlkit"] = {
         "detector": detector.name,
         "options": asdict(detector),  # pyright: ignore[reportArgumentType]

@@ -13,11 +13,20 @@ from controlkit.preprocessors.base import Detector, DetectorInfo, info_of, with_
 from controlkit.preprocessors.blur import Blur
 from controlkit.preprocessors.canny import Canny
 from controlkit.preprocessors.color import Color
+from controlkit.preprocessors.depth import Depth
+from controlkit.preprocessors.embedded import EmbeddedDepth, EmbeddedSegmentation
+from controlkit.preprocessors.grabcut import GrabCut
+from controlkit.preprocessors.inpaint import Inpaint
 from controlkit.preprocessors.invert import Invert
+from controlkit.preprocessors.kmeans import KMeans
 from controlkit.preprocessors.lineart import Lineart
+from controlkit.preprocessors.lines import Lines
+from controlkit.preprocessors.normal import Normal
+from controlkit.preprocessors.recolor import Recolor
 from controlkit.preprocessors.scribble import Scribble
 from controlkit.preprocessors.shuffle import Shuffle
 from controlkit.preprocessors.sobel import Sobel
+from controlkit.preprocessors.superpixels import Superpixels
 from controlkit.preprocessors.threshold import Threshold
 from controlkit.preprocessors.tile import Tile
 
@@ -28,12 +37,22 @@ BUILT_IN: tuple[type[Detector], ...] = (
     Scribble,
     Lineart,
     Sobel,
+    Lines,
     Threshold,
     Invert,
+    Depth,
+    Normal,
+    Superpixels,
+    KMeans,
+    GrabCut,
     Blur,
     Tile,
     Color,
+    Recolor,
     Shuffle,
+    Inpaint,
+    EmbeddedDepth,
+    EmbeddedSegmentation,
 )
 
 

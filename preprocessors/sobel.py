@@ -15,7 +15,7 @@ class Sobel(Detector):
     """Edge strength, white on black, a stand-in for learned soft edges where no weights are at hand.
 
     The strongest channel's gradient counts. The 99th percentile becomes white; a picture whose gradients are
-    all below 16 of 255 is not amplified further.
+    all below 16 of 255 is not amplified further. HED and PiDiNet are better at leaving texture out.
 
     Source:
         Scharr's 3x3 derivative, OpenCV ``Scharr``.

@@ -12,7 +12,7 @@ from controlkit.preprocessors.opencv import REQUIREMENT, luma, opencv
 class Threshold(Detector):
     """Every pixel fully on or off by its brightness (ITU-R 601 luma), for ``scribble`` and similar.
 
-    By default dark ink becomes white, as ControlNets expect strokes.
+    For drawings, comics and documents. By default dark ink becomes white, as ControlNets expect strokes.
 
     Source:
         OpenCV ``threshold`` (fixed, Otsu) and ``adaptiveThreshold`` (Gaussian mean of the surroundings).

@@ -213,9 +213,12 @@ def bind_maps(
         number = number_of(key, module.config.num_control_type, "maps")
         own = {name: _of_type(name, per_type[name], key, given, value) for name, value in default.items()}
         detecting = {name: own.pop(name) for name in ("detect", "detect_options")}
-        bound = read_map(image, channels=module.config.conditioning_channels, **detecting, **reading)
+        shown = key if isinstance(key, str) else title_of(number)
+        bound = read_map(
+            image, channels=module.config.conditioning_channels, condition=shown, **detecting, **reading
+        )
         strength = make_strength(**own, **for_all)
-        parts.append(TypedMap(key if isinstance(key, str) else title_of(number), number, bound, strength))
+        parts.append(TypedMap(shown, number, bound, strength))
     if len(parts) == 1:
         return UnionControl(module, tuple(parts), parts[0].strength)
     strengths = tuple(part.strength for part in parts)

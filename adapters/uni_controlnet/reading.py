@@ -101,6 +101,7 @@ def read_maps(
             detect_options=(detect_options or {}).get(name),
             resize=resize,
             channel_order=None,
+            condition=name or None,
         )
         for name in (ALL, *known)
         if name in given

@@ -17,6 +17,8 @@ import controlkit
 from controlkit.cli.console import complain
 from controlkit.errors import ControlKitError, ControlKitWarning, ParameterError
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on import is no news of a command
+
 app = typer.Typer(
     name="controlkit",
     help="Control for text-to-image diffusion: edges, depth and more steer what is drawn.",
@@ -45,6 +47,7 @@ def _options(
 
 
 def _register() -> None:
+    from controlkit.cli.checking import check_map
     from controlkit.cli.convert import convert
     from controlkit.cli.demo import demo
     from controlkit.cli.detectors import detectors
@@ -53,8 +56,8 @@ def _register() -> None:
     from controlkit.cli.models import models
     from controlkit.cli.preprocess import preprocess
 
-    for command in (demo, generate, preprocess, detectors, inspect, convert, models):
-        app.command(no_args_is_help=command in (generate, preprocess, inspect, convert))(command)
+    for command in (demo, generate, preprocess, detectors, check_map, inspect, convert, models):
+        app.command(no_args_is_help=command in (generate, preprocess, check_map, inspect, convert))(command)
 
 
 _register()

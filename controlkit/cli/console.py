@@ -42,14 +42,14 @@ def table(*headings: str, rows: list[tuple[str, ...]]) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; the block calls what it gets with the number of things done."""
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; the block calls what it gets with the number done, and of how many."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda done: bars.update(task, completed=done)
+        task = bars.add_task(label, total=total or None)
+        yield lambda done, of=None: bars.update(task, completed=done, total=of or None)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

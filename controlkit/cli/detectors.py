@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controlkit.cli.console import emit_json, table
+from controlkit.cli.console import emit_json, stdout, table
 
 if TYPE_CHECKING:
     from controlkit.preprocessors import DetectorInfo, OptionInfo
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def detectors(
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON, with ranges.")] = False,
 ) -> None:
-    """List the detectors, their options, and what each needs.
+    """List the detectors, their options, what each needs, and what of that is missing here.
 
     Examples:
 
@@ -24,13 +24,23 @@ def detectors(
     - `controlkit detectors --json`
     """
     import controlkit as ck
+    from controlkit.batch.versions import missing_for
 
     found = ck.detectors()
+    missing = {info.name: missing_for(info) for info in found}
     if as_json:
-        emit_json([asdict(info) for info in found])
+        emit_json([{**asdict(info), "missing": missing[info.name]} for info in found])
         return
-    rows = [(info.name, info.family, _needs(info), _options(info.options)) for info in found]
-    table("name", "family", "needs", "options", rows=rows)
+    rows = [
+        (info.name, info.family, _needs(info), ", ".join(missing[info.name]) or "-", _options(info.options))
+        for info in found
+    ]
+    table("name", "family", "needs", "missing", "options", rows=rows)
+    commands = sorted({info.extra for info in found if missing[info.name]})
+    if commands:
+        stdout.print("\nFor what is missing:", markup=False)
+    for extra in commands:
+        stdout.print(f'  pip install "{extra}"', markup=False)
 
 
 def _needs(info: DetectorInfo) -> str:

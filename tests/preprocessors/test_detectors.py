@@ -13,8 +13,10 @@ from controlkit.preprocessors import DetectorInfo, detectors, preprocess
 cv2 = pytest.importorskip("cv2")
 
 NAMES = [info.name for info in detectors() if info.owner == "controlkit"]
+NEEDED: dict[str, dict[str, Any]] = {"inpaint": {"box": "0.2,0.3,0.7,0.8"}}
+"""Options without which a detector does not run."""
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in NAMES),
+    *((name, NEEDED.get(name, {})) for name in NAMES),
     ("canny", {"auto": True, "sigma": 1.5, "l2": True}),
     ("scribble", {"method": "edges", "thickness": 1}),
     ("lineart", {"texture": 0}),
@@ -24,6 +26,15 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("tile", {"factor": 1}),
     ("color", {"cell": 1}),
     ("shuffle", {"scale": 8, "seed": 2**32 - 1}),
+    ("recolor", {"method": "intensity", "gamma": 0.5}),
+    ("lines", {"length": 0, "thickness": 3, "sigma": 1}),
+    ("depth", {"position": 0, "haze": 0}),
+    ("depth", {"position": 0, "sharpness": 0, "haze": 0}),
+    ("normal", {"source": "depth", "near": "dark", "sigma": 0, "background": 0.4}),
+    ("superpixels", {"method": "felzenszwalb"}),
+    ("superpixels", {"count": 5000, "merge": 0}),
+    ("kmeans", {"colors": 64, "sigma": 0, "seed": 2**31 - 1}),
+    ("grabcut", {"box": "0,0,0.5,1", "rounds": 1}),
 ]
 
 
@@ -192,12 +203,14 @@ def test_every_detector_says_what_it_is(name: str) -> None:
     assert about.family
     assert about.meaning
     assert not about.needs_weights
-    assert about.extra in ("", "opencv-python-headless")
+    assert about.extra in ("", "opencv-python-headless", "scikit-image")
     for option in about.options:
         assert option.meaning
         if isinstance(option.default, (int, float)) and not isinstance(option.default, bool):
             assert option.low is not None
             assert option.high is not None
             assert option.low <= option.default <= option.high
-        elif isinstance(option.default, str):
+        elif option.choices:
             assert option.default in option.choices
+        else:
+            assert option.default is None or isinstance(option.default, (bool, str))

@@ -1,0 +1,64 @@
+"""Draw ``docs/images/detectors.png``: every detector without weights on three photographs of scikit-image."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from skimage import data
+
+from controlkit.preprocessors import detectors, preprocess
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "detectors.png"
+PHOTOS = ("astronaut", "coffee", "rocket")
+SEEN = 384
+"""Pixels of the photographs' shortest side when they are looked at."""
+CELL = 132
+LABEL = 18
+GAP = 6
+COLUMNS = 3
+"""Detectors side by side; each takes three cells, one per photograph."""
+OPTIONS = {"inpaint": {"box": "0.3,0.3,0.7,0.7"}, "lines": {"thickness": 2}, "color": {"cell": 32}}
+
+
+def cell(image: Image.Image) -> Image.Image:
+    """The middle square, small."""
+    return ImageOps.fit(image, (CELL, CELL), Image.Resampling.LANCZOS)
+
+
+def sheet() -> Image.Image:
+    """The whole contact sheet."""
+    photos = []
+    for name in PHOTOS:
+        photo = Image.fromarray(getattr(data, name)())
+        photos.append(ImageOps.fit(photo, (SEEN, SEEN), Image.Resampling.LANCZOS))
+    strips = [("photograph", [cell(photo) for photo in photos])]
+    for info in detectors():
+        if info.owner != "controlkit" or info.needs_weights or info.name.startswith("embedded"):
+            continue
+        maps = [preprocess(photo, info.name, **OPTIONS.get(info.name, {})) for photo in photos]
+        strips.append((info.name, [cell(drawn) for drawn in maps]))
+    wide, tall = 3 * CELL + 2 * GAP + 2 * GAP, CELL + LABEL + 2 * GAP
+    rows = -(-len(strips) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * wide + GAP, rows * tall + GAP), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for i, (name, cells) in enumerate(strips):
+        left, top = GAP + i % COLUMNS * wide, GAP + i // COLUMNS * tall
+        pen.text((left, top), name, fill="black", font=font)
+        for k, one in enumerate(cells):
+            canvas.paste(one, (left + k * (CELL + GAP // 2), top + LABEL))
+    return canvas
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=TARGET)
+    target = parser.parse_args().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = sheet()
+    palette = drawn.quantize(256)
+    drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+    print(target)
