@@ -19,6 +19,7 @@ def listed(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.filterwarnings("ignore:image has a colour profile")
 def test_maps_mirror_the_tree_and_are_those_of_preprocess(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = preprocess_files(photos, {"canny": {"auto": True}, "blur": {}}, out, workers=2)
