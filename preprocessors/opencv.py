@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controlkit.errors import MissingExtra
+from controlkit.extras import needed
 
 REQUIREMENT = "opencv-python-headless"
 
@@ -19,15 +18,7 @@ def opencv() -> Any:
     Raises:
         MissingExtra: It is not installed, or does not load.
     """
-    try:
-        return import_module("cv2")
-    except ImportError as error:
-        raise MissingExtra(
-            "this detector needs OpenCV",
-            found=str(error),
-            expected="the module cv2",
-            fix=f"Run: pip install {REQUIREMENT}",
-        ) from error
+    return needed("cv2", "this detector needs OpenCV", REQUIREMENT)
 
 
 def gaussian(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from controlkit.errors import MissingExtra
+from controlkit.extras import needed
 
 REQUIREMENT = "scikit-image"
 
@@ -16,12 +15,4 @@ def scikit_image(module: str) -> Any:
     Raises:
         MissingExtra: It is not installed, or does not load.
     """
-    try:
-        return import_module(f"skimage.{module}")
-    except ImportError as error:
-        raise MissingExtra(
-            "this detector needs scikit-image",
-            found=str(error),
-            expected=f"the module skimage.{module}",
-            fix=f"Run: pip install {REQUIREMENT}",
-        ) from error
+    return needed(f"skimage.{module}", "this detector needs scikit-image", REQUIREMENT)

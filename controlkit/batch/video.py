@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from PIL import Image
 
 from controlkit.batch.making import encode
 from controlkit.batch.writing import clear_parts, part_of, write_whole
-from controlkit.errors import ControlKitWarning, HintError, MissingExtra, ParameterError, SaveError
+from controlkit.errors import ControlKitWarning, HintError, ParameterError, SaveError
+from controlkit.extras import needed
 from controlkit.preprocessors import build, preprocess
 
-REQUIREMENT = "av"
 VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"))
 """Names that end so are videos."""
 
@@ -103,15 +102,7 @@ def pyav() -> Any:
     Raises:
         MissingExtra: It is not installed, or does not load.
     """
-    try:
-        return import_module("av")
-    except ImportError as error:
-        raise MissingExtra(
-            "videos need PyAV",
-            found=str(error),
-            expected="the module av",
-            fix='Run: pip install "controlkit[video]"',
-        ) from error
+    return needed("av", "videos need PyAV", '"controlkit[video]"')
 
 
 def _frames(path: Path) -> Iterator[tuple[Image.Image, Any, Any]]:

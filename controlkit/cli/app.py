@@ -14,10 +14,8 @@ from typing import Annotated, Any
 import typer
 
 import controlkit
-from controlkit.cli.console import complain
+from controlkit.cli.console import INTERRUPTED, complain
 from controlkit.errors import ControlKitError, ControlKitWarning, ParameterError
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on import is no news of a command
 
 app = typer.Typer(
     name="controlkit",
@@ -62,7 +60,6 @@ def _register() -> None:
 
 _register()
 
-INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 _CLI_ERROR: Any = typer.BadParameter.__mro__[2]
 
@@ -76,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice on import is no news of a command
     given = list(sys.argv[1:] if arguments is None else arguments)
     plain = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in plain or bool(os.environ.get("CONTROLKIT_DEBUG"))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 def complain(sentence: str) -> None:
     """One plain sentence on stderr."""

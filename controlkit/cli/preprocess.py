@@ -7,10 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from controlkit.cli.console import complain, emit_json, output_path, parse_size, parse_value, progress, stdout
+from controlkit.cli.console import (
+    INTERRUPTED,
+    complain,
+    emit_json,
+    output_path,
+    parse_size,
+    parse_value,
+    progress,
+    stdout,
+)
 from controlkit.errors import ParameterError
-
-INTERRUPTED = 130
 
 
 def preprocess(

@@ -5,21 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from controlkit.contracts import Target
 from controlkit.errors import ParameterError
 from controlkit.guidance.likelihood import Likelihood, Sees, per_image
 from controlkit.guidance.targets import (
-    Compared,
     Network,
+    OfNetwork,
     answer,
     one_of,
-    placed,
     read_network,
-    refuse_empty,
     takes_times,
 )
 
@@ -27,7 +23,7 @@ _SEES = ("noisy", "clean", "image")
 
 
 @dataclass(frozen=True, eq=False)
-class ClassLikelihood(Compared):
+class ClassLikelihood(OfNetwork):
     """phi = ln softmax(logits)_y of any classifier; see `classifier`."""
 
     network: Network
@@ -39,12 +35,6 @@ class ClassLikelihood(Compared):
         from controlkit.adapters.noisy_classifier.control import read_classes
 
         return read_classes(y, self.classes or 2**62)
-
-    def check(self, name: str, target: Target) -> None:
-        refuse_empty(self.network, name)
-
-    def fitted(self, y: Tensor, seen: Tensor) -> Tensor:
-        return placed(y, seen).to(torch.int64)
 
     def value(self, x: Tensor, goal: Tensor, t: Tensor) -> Tensor:
         logits = answer(self.network, x, t, timed=self.timed)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from controlkit.contracts import Target
 from controlkit.errors import HintError, ParameterError
 from controlkit.guidance.likelihood import Likelihood, Sees, per_image
 from controlkit.guidance.targets import (
-    Compared,
     Network,
+    OfNetwork,
     answer,
     one_of,
     pictures_like,
@@ -23,7 +22,6 @@ from controlkit.guidance.targets import (
     processing,
     read_network,
     read_pictures,
-    refuse_empty,
     takes_times,
 )
 
@@ -52,7 +50,7 @@ class Preparing:
 
 
 @dataclass(frozen=True, eq=False)
-class Depth(Compared):
+class Depth(OfNetwork):
     """See `depth`."""
 
     network: Network
@@ -76,9 +74,6 @@ class Depth(Compared):
                 fix="Depth is compared up to scale and shift, so that a flat map says nothing.",
             )
         return rows
-
-    def check(self, name: str, target: Target) -> None:
-        refuse_empty(self.network, name)
 
     def fitted(self, y: Tensor | list[Tensor], seen: Tensor) -> Tensor:
         if isinstance(y, list):

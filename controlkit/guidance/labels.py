@@ -12,21 +12,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from controlkit.contracts import Target
 from controlkit.errors import HintError, ParameterError
 from controlkit.guidance.colours import read_colours
 from controlkit.guidance.likelihood import Likelihood, Sees, per_image
 from controlkit.guidance.targets import (
     Compared,
     Network,
+    OfNetwork,
     answer,
     one_of,
     pictures_like,
-    placed,
     positive,
     read_network,
     read_pictures,
-    refuse_empty,
     squares,
     takes_times,
 )
@@ -37,7 +35,7 @@ _IGNORED = -1
 
 
 @dataclass(frozen=True, eq=False)
-class LabelLikelihood(Compared):
+class LabelLikelihood(OfNetwork):
     """phi of a segmentation network; see `segmentation`."""
 
     network: Network
@@ -49,12 +47,6 @@ class LabelLikelihood(Compared):
 
     def read(self, y: Any) -> Tensor:
         return read_labels(y, self.palette, self.ignore)
-
-    def check(self, name: str, target: Target) -> None:
-        refuse_empty(self.network, name)
-
-    def fitted(self, y: Tensor, seen: Tensor) -> Tensor:
-        return placed(y, seen).to(torch.int64)
 
     def value(self, x: Tensor, goal: Tensor, t: Tensor) -> Tensor:
         logits = answer(self.network, x, t, timed=self.timed)

@@ -40,12 +40,10 @@ Match = Literal["semantic", "content", "style"]
 Encode = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class TextLikeness(Compared):
-    """See `text`."""
+class OfEncoder(Likelihood):
+    """What is asked of an encoder, which says what it sees."""
 
     encoder: Encoder
-    weight: float
 
     @property
     def sees(self) -> Sees:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -55,12 +53,20 @@ class TextLikeness(Compared):
     def channels(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.encoder.channels
 
+    def check(self, name: str, target: Target) -> None:
+        refuse_empty(self.encoder.model, name)
+
+
+@dataclass(frozen=True, eq=False)
+class TextLikeness(OfEncoder, Compared):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """See `text`."""
+
+    encoder: Encoder
+    weight: float
+
     def read(self, y: Any) -> Tensor:
         refuse_empty(self.encoder.model, "model")
         return read_embeddings(y) if isinstance(y, Tensor) else self._encoded(y)
-
-    def check(self, name: str, target: Target) -> None:
-        refuse_empty(self.encoder.model, name)
 
     def bind(self, name: str, y: Tensor, run: RunInfo) -> BoundPhi:
         self.encoder.check_run(run)
@@ -103,7 +109,7 @@ def text(model: Any, *, processor: Any = None, weight: float | None = None) -> L
 
 
 @dataclass(frozen=True, eq=False)
-class ImageLikeness(Likelihood):
+class ImageLikeness(OfEncoder):
     """See `image`. Called by itself, an encoder of noisy pictures wants the target noised as ``x`` is."""
 
     encoder: Encoder
@@ -111,14 +117,6 @@ class ImageLikeness(Likelihood):
     weight: float
     encode: Encode | None
     seed: int
-
-    @property
-    def sees(self) -> Sees:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.encoder.sees
-
-    @property
-    def channels(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.encoder.channels
 
     def __call__(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         x = precise(x)
@@ -131,11 +129,8 @@ class ImageLikeness(Likelihood):
         refuse_empty(self.encoder.model, "model")
         return read_embeddings(y) if self._given(y) else read_pictures(y)
 
-    def check(self, name: str, target: Target) -> None:
-        refuse_empty(self.encoder.model, name)
-
     def bind(self, name: str, y: Tensor | list[Tensor], run: RunInfo) -> BoundPhi:
-        check_count(name, len(y), run)
+        check_count(f"{name}: y", len(y), run)
         self.encoder.check_run(run)
         if isinstance(y, Tensor) and self._given(y):
             known = Once(lambda seen: [placed(y, seen)])

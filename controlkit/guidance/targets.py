@@ -47,7 +47,7 @@ class Compared(Likelihood):
         return self.value(x, self.fitted(self.read(y), x), t)
 
     def bind(self, name: str, y: Any, run: RunInfo) -> BoundPhi:
-        check_count(name, self.count(y), run)
+        check_count(f"{name}: y", self.count(y), run)
         # Fitted at the first step, not here: there the tensors are ordinary ones, even where the run is in
         # inference mode, and the size is known of whatever is seen.
         once = Once(lambda seen: self.fitted(y, seen))
@@ -62,6 +62,18 @@ class Compared(Likelihood):
 def certainty(sees: Sees, step: Step) -> float:
     """ᾱ where the predicted picture is seen, 1 where the noisy one is."""
     return 1.0 if sees == "noisy" or step.alpha_bar is None else step.alpha_bar
+
+
+class OfNetwork(Compared):
+    """What is asked of a network, for a target of whole numbers."""
+
+    network: Network
+
+    def check(self, name: str, target: Target) -> None:
+        refuse_empty(self.network, name)
+
+    def fitted(self, y: Any, seen: Tensor) -> Any:
+        return placed(y, seen).to(torch.int64)
 
 
 class Once:
@@ -105,7 +117,7 @@ def read_pictures(y: Any, *, channels: int = 3) -> Tensor | list[Tensor]:
     return as_map(y, channels=channels, what="y")
 
 
-def check_count(name: str, count: int, run: RunInfo) -> None:
+def check_count(what: str, count: int, run: RunInfo) -> None:
     """Refuse targets that are neither one for all, nor one per prompt or picture.
 
     Raises:
@@ -113,7 +125,7 @@ def check_count(name: str, count: int, run: RunInfo) -> None:
     """
     if run.images % count:
         raise BatchMismatch(
-            f"{name}: y",
+            what,
             found=f"{count} targets for {run.images} pictures",
             expected=f"one, or a number that divides {run.images}: one per prompt or per picture",
             fix="Give one for all, or a list with one entry per prompt.",

@@ -178,7 +178,7 @@ def test_a_sum_is_the_sum_of_its_gradients(pipe: Any) -> None:
     parts = [(g.color(), "red", 0.02), (g.region(left_half()), picture(1), 0.01)]
     one = latents(pipe, ck.Guidance(g.total(*parts)))
     several = latents(pipe, *(ck.Guidance(phi, y, scale=weight) for phi, y, weight in parts))
-    torch.testing.assert_close(one, several, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(one, several, rtol=1e-5, atol=2e-5)
 
 
 def test_a_plain_function_may_be_part_of_a_sum(pipe: Any) -> None:

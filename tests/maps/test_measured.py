@@ -16,8 +16,6 @@ from controlkit.maps import MapCheck, check_map
 from tests.maps.cases import Case, right, wrong
 from tests.maps.pictures import FOLDER, HELD_OUT, TUNING
 
-pytest.importorskip("cv2")
-
 
 def test_no_photograph_that_chose_thresholds_is_measured() -> None:
     assert len(HELD_OUT) == 8

@@ -18,8 +18,6 @@ from controlkit.cli import main
 from controlkit.embedded import PALETTE
 from tests.maps.pictures import negative, normals, recoloured
 
-pytest.importorskip("cv2")
-
 VIEW = ck.embedded.scene(31)
 
 SAID = [

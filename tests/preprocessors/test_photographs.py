@@ -7,17 +7,16 @@ import warnings
 from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from skimage import data
 
 from controlkit.errors import ControlKitError, ControlKitWarning
 from controlkit.preprocessors import detectors, preprocess
-
-cv2 = pytest.importorskip("cv2")
-data = pytest.importorskip("skimage.data")
 
 PHOTOS = (
     "astronaut",

@@ -9,17 +9,18 @@ from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import color, data, segmentation
 
 import controlkit as ck
 from controlkit.binding import read_map
 from controlkit.errors import HintError, MissingExtra, ParameterError
 from controlkit.preprocessors import build, marked, preprocess
 
-cv2 = pytest.importorskip("cv2")
 RGB = np.random.default_rng(9).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 
 
@@ -107,7 +108,6 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_depth_orders_scenes_and_a_street_as_they_are() -> None:
-    data = pytest.importorskip("skimage.data")
     scenes = [ck.embedded.scene(seed) for seed in range(20)]
     found = [
         correlation(drawn(scene.image, "depth")[..., 0], np.asarray(scene.depth.convert("L")))
@@ -137,7 +137,6 @@ def test_depth_cues_one_by_one() -> None:
 
 
 def test_superpixels_are_regions_of_scikit_image_in_their_mean_colour() -> None:
-    segmentation, color = (pytest.importorskip(f"skimage.{name}") for name in ("segmentation", "color"))
     photo = np.asarray(ck.embedded.scene(5).image)
     labels = segmentation.slic(photo, n_segments=60, compactness=10.0, start_label=0)
     theirs = color.label2rgb(labels, photo, kind="avg", bg_label=-1)
@@ -170,7 +169,7 @@ def test_kmeans_finds_flat_colours_and_no_more_than_asked() -> None:
 def test_kmeans_gives_each_pixel_the_class_of_opencv() -> None:
     lab = cv2.cvtColor(RGB.astype(np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
     cv2.setRNGSeed(0)
-    _, labels, _ = cv2.kmeans(lab, 6, None, (3, 30, 0.2), 2, cv2.KMEANS_PP_CENTERS)
+    _, labels, _ = cv2.kmeans(lab, 6, None, (3, 30, 0.2), 2, cv2.KMEANS_PP_CENTERS)  # pyright: ignore[reportCallIssue, reportArgumentType]
     ours = np.unique(drawn(RGB, "kmeans", colors=6, sigma=0).reshape(-1, 3), axis=0, return_inverse=True)[1]
     pairs = np.unique(np.stack([ours.reshape(-1), labels.reshape(-1)]), axis=1, return_counts=True)[1]
     assert np.sort(pairs)[-6:].sum() / labels.size > 0.98

@@ -115,12 +115,12 @@ def attached(name: str, branches: int, times: int, scale: float = 0.05) -> Tenso
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_equals_the_loop_written_out(name: str, branches: int) -> None:
     expected = by_hand(name, branches, TIMES)
-    torch.testing.assert_close(attached(name, branches, TIMES), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attached(name, branches, TIMES), expected, rtol=1e-9, atol=1e-9)
     assert float((by_hand(name, branches, 1) - expected).abs().max()) > 1e-2
 
 
 def test_without_it_nothing_is_done_twice() -> None:
-    torch.testing.assert_close(attached("DDIM", 2, 1), by_hand("DDIM", 2, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attached("DDIM", 2, 1), by_hand("DDIM", 2, 1), rtol=1e-9, atol=1e-9)
 
 
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

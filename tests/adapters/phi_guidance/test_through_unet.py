@@ -83,7 +83,8 @@ def guided(pipe: Any, **options: Any) -> Tensor:
 
 
 def same(found: Tensor, expected: Tensor, plain: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    allowed = 3e-5 * float(expected.abs().max())  # float32, in another order; 4e-6 were seen
+    torch.testing.assert_close(found, expected, rtol=0, atol=allowed)
     assert float((found - plain).abs().max()) > 1e-2
 
 
