@@ -69,8 +69,11 @@ def read_map(
     resize: Literal["stretch", "crop", "pad"],
     channel_order: Literal["rgb", "bgr"] | None,
     condition: str | None = None,
+    base: str = "other",
 ) -> BoundMap:
     """Read the image of ``module.on``, detecting the map first where a detector is named.
+
+    The detector's option ``resolution="auto"`` stands for what modules for ``base`` were trained on.
 
     Where the condition is known, a map that cannot be right is told (`controlkit.maps.notice`).
 
@@ -82,9 +85,12 @@ def read_map(
         raise ParameterError("resize", found=repr(resize), expected="'stretch', 'crop' or 'pad'")
     notes: list[str] = []
     if detect is not None:
-        from controlkit.preprocessors import preprocess
+        from controlkit.preprocessors import TRAINED, preprocess
 
-        image = cast(Any, preprocess(image, detect, **dict(detect_options or {})))
+        options = dict(detect_options or {})
+        if options.get("resolution") == "auto":
+            options["resolution"] = TRAINED.get(base, "auto")
+        image = cast(Any, preprocess(image, detect, **options))
         notes.append(f"map detected by {detect}")
     elif detect_options:
         raise ParameterError(

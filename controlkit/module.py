@@ -116,7 +116,7 @@ class MapModule(ControlModule):
             image: PIL, numpy (H, W, 3) uint8 or float in [0, 1], torch (batch, 3, H, W) in [0, 1], or a
                 list with one entry per prompt.
             detect: A detector's name, to make the map from a photo; None: the image is the map.
-            detect_options: For the detector.
+            detect_options: For the detector; also ``size`` and ``resolution`` of `controlkit.preprocess`.
             scale: A number, a function of the fraction done in [0, 1], or points ``(fraction, scale)``.
             start: Fraction of the run at which it begins to act.
             end: Fraction at which it ends.
@@ -147,5 +147,6 @@ class MapModule(ControlModule):
             resize=resize,
             channel_order=channel_order,
             condition=condition or self.condition,
+            base=self.base,
         )
         return self.bind(bound, make_strength(scale, start, end, mode, block_scales, mask))

@@ -12,16 +12,22 @@ if __name__ != "controlkit.preprocessors":
 
 from controlkit.preprocessors.base import Detector, DetectorInfo, OptionInfo, Pixels, option
 from controlkit.preprocessors.inpaint import marked
+from controlkit.preprocessors.networks import free, held, keep
 from controlkit.preprocessors.preprocessing import preprocess
 from controlkit.preprocessors.registry import build, detectors
+from controlkit.preprocessors.sizes import TRAINED
 
 __all__ = [
+    "TRAINED",
     "Detector",
     "DetectorInfo",
     "OptionInfo",
     "Pixels",
     "build",
     "detectors",
+    "free",
+    "held",
+    "keep",
     "marked",
     "option",
     "preprocess",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from numbers import Integral
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,13 @@ from torch import Tensor
 
 from controlkit.errors import ControlKitError, ParameterError
 from controlkit.images import as_pictures
-from controlkit.images.limits import check_pixels, tell
+from controlkit.images.limits import tell
 from controlkit.preprocessors.base import Detector
 from controlkit.preprocessors.registry import build
+from controlkit.preprocessors.sizes import Resolution, Size, brought_back, looked_at, resized
 
-Size: TypeAlias = int | tuple[int, int] | None
+BATCH = 8
+"""Photographs of one size that a detector gets at once."""
 
 
 @overload
@@ -26,6 +27,7 @@ def preprocess(
     detector: str | Detector,
     *,
     size: Size = None,
+    resolution: Resolution = None,
     any_aspect: bool = False,
     **options: Any,
 ) -> Image.Image: ...
@@ -35,15 +37,17 @@ def preprocess(
     detector: str | Detector,
     *,
     size: Size = None,
+    resolution: Resolution = None,
     any_aspect: bool = False,
     **options: Any,
 ) -> list[Image.Image]: ...
 @overload
 def preprocess(
-    image: NDArray[Any] | Tensor,
+    image: Any,
     detector: str | Detector,
     *,
     size: Size = None,
+    resolution: Resolution = None,
     any_aspect: bool = False,
     **options: Any,
 ) -> Image.Image | list[Image.Image]: ...
@@ -52,6 +56,7 @@ def preprocess(
     detector: str | Detector,
     *,
     size: Size = None,
+    resolution: Resolution = None,
     any_aspect: bool = False,
     **options: Any,
 ) -> Image.Image | list[Image.Image]:
@@ -64,6 +69,11 @@ def preprocess(
         size: Width and height of the map in pixels, as ``Image.size``; a single number is the shortest
             side, the proportions kept. The photograph is resized before it is looked at, so that lines have
             their proper width. None: the size of the input.
+        resolution: The shortest side, in pixels, at which the detector looks, where that is to differ from
+            the map's; ``auto``: 512, what most modules were trained on (``module.on`` with
+            ``detect_options={"resolution": "auto"}`` takes its own base model's: 512 for SD 1.x, 768 for
+            SD 2.x, 1024 for SDXL). The map is brought to its size afterwards, labels and one-pixel lines
+            without blur. None: it looks at the map's size.
         any_aspect: Accept pictures whose sides differ by more than 16:1.
         **options: The detector's own.
 
@@ -103,7 +113,9 @@ def preprocess(
     several = isinstance(image, (list, tuple)) or (
         isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
     )
-    maps = [_detect(photo, chosen, size, notes) for photo in photos]
+    photos = [resized(photo, size) for photo in photos]
+    results = _detected([looked_at(photo, resolution) for photo in photos], chosen)
+    maps = [_as_map(result, photo, chosen, notes) for result, photo in zip(results, photos, strict=True)]
     for i, one in enumerate(maps):
         if one.info["controlkit"]["empty"]:
             which = f"image[{i}]" if several else "image"
@@ -111,65 +123,71 @@ def preprocess(
     return maps if several else maps[0]
 
 
-def _detect(photo: Image.Image, detector: Detector, size: Size, notes: list[str]) -> Image.Image:
-    photo = _resized(photo, size)
+def _detected(photos: list[Image.Image], detector: Detector) -> list[NDArray[np.uint8]]:
+    """What a detector makes of photographs, those of one size together."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, photo in enumerate(photos):
+        alike.setdefault(photo.size, []).append(i)
+    found: dict[int, NDArray[np.uint8]] = {}
+    for size, members in alike.items():
+        for start in range(0, len(members), BATCH):
+            some = members[start : start + BATCH]
+            made = _asked(detector, [np.asarray(photos[i]) for i in some], size)
+            found.update(zip(some, made, strict=True))
+    return [found[i] for i in range(len(photos))]
+
+
+def _asked(
+    detector: Detector, photos: list[NDArray[np.uint8]], size: tuple[int, int]
+) -> list[NDArray[np.uint8]]:
+    """The detector's maps of photographs of one size, as they should be."""
     try:
-        result = np.asarray(detector.detect(np.asarray(photo)))
+        results = [np.asarray(result) for result in detector.detect_many(photos)]
     except ControlKitError:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ControlKitError(
             f"detector {detector.name!r}",
-            found=f"a failure on a picture of {photo.width} x {photo.height} ({cause})"[:300],
+            found=f"a failure on a picture of {size[0]} x {size[1]} ({cause})"[:300],
             fix="Please report it with the picture.",
             code="CK-H24",
         ) from error
-    shape = (photo.height, photo.width)
+    shape = (size[1], size[0])
     shapes = [(*shape, 4)] if detector.hides else [shape, (*shape, 3)]
-    if result.dtype != np.uint8 or result.shape not in shapes:
-        raise ControlKitError(
-            f"detector {detector.name!r}",
-            found=f"a map of shape {result.shape} and type {result.dtype}",
-            expected=f"uint8 of {' or '.join(map(str, shapes))}",
-            fix="This is a fault of the detector.",
-            code="CK-H24",
-        )
-    seen = result[..., :3] if detector.hides else result
+    if len(results) != len(photos):
+        raise _fault(detector, f"{len(results)} maps for {len(photos)} pictures", "one each")
+    for result in results:
+        if result.dtype != np.uint8 or result.shape not in shapes:
+            found = f"a map of shape {result.shape} and type {result.dtype}"
+            raise _fault(detector, found, f"uint8 of {' or '.join(map(str, shapes))}")
+    return results
+
+
+def _fault(detector: Detector, found: str, expected: str) -> ControlKitError:
+    return ControlKitError(
+        f"detector {detector.name!r}",
+        found=found,
+        expected=expected,
+        fix="This is a fault of the detector.",
+        code="CK-H24",
+    )
+
+
+def _as_map(
+    result: NDArray[np.uint8], photo: Image.Image, detector: Detector, notes: list[str]
+) -> Image.Image:
+    """What a detector made as a picture of the photograph's size, with what is to be known about it."""
+    empty = detector.marks and not result.any()
+    seen = brought_back(result[..., :3] if detector.hides else result, photo.size)
     image = Image.fromarray(np.ascontiguousarray(seen)).convert("RGB")
     if detector.hides:
-        image.info["hidden"] = Image.fromarray(np.ascontiguousarray(result[..., 3]))
+        hidden = Image.fromarray(np.ascontiguousarray(result[..., 3]))
+        image.info["hidden"] = hidden.resize(photo.size, Image.Resampling.NEAREST)
     image.info["controlkit"] = {
         "detector": detector.name,
         "options": asdict(detector),  # pyright: ignore[reportArgumentType]
-        "empty": detector.marks and not result.any(),
+        "empty": empty,
         "notes": list(notes),
     }
     return image
-
-
-def _resized(photo: Image.Image, size: Size) -> Image.Image:
-    if size is None:
-        return photo
-    sides = _sides(size)
-    if sides is None:
-        raise ParameterError(
-            "size",
-            found=repr(size)[:80],
-            expected="(width, height), or the shortest side, in whole pixels above 0",
-            fix="For example 512, or image.size.",
-        )
-    if len(sides) == 1:
-        factor = sides[0] / min(photo.size)
-        sides = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
-    check_pixels(sides[0], sides[1], "size")
-    return photo if sides == photo.size else photo.resize(sides, Image.Resampling.LANCZOS)
-
-
-def _sides(size: object) -> tuple[int] | tuple[int, int] | None:
-    """One or two positive whole numbers, or None where it is something else."""
-    given = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    whole = [int(side) for side in given if isinstance(side, Integral) and not isinstance(side, bool)]
-    if len(whole) != len(given) or len(whole) not in (1, 2) or min(whole) < 1:
-        return None
-    return (whole[0],) if len(whole) == 1 else (whole[0], whole[1])

@@ -215,7 +215,12 @@ def bind_maps(
         detecting = {name: own.pop(name) for name in ("detect", "detect_options")}
         shown = key if isinstance(key, str) else title_of(number)
         bound = read_map(
-            image, channels=module.config.conditioning_channels, condition=shown, **detecting, **reading
+            image,
+            channels=module.config.conditioning_channels,
+            condition=shown,
+            base=module.base,
+            **detecting,
+            **reading,
         )
         strength = make_strength(**own, **for_all)
         parts.append(TypedMap(shown, number, bound, strength))

@@ -102,6 +102,7 @@ def read_maps(
             resize=resize,
             channel_order=None,
             condition=name or None,
+            base=module.base,
         )
         for name in (ALL, *known)
         if name in given

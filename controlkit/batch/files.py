@@ -19,6 +19,7 @@ from controlkit.batch.versions import versions_of
 from controlkit.batch.writing import clear_parts
 from controlkit.errors import ParameterError
 from controlkit.preprocessors import DetectorInfo, build, detectors
+from controlkit.preprocessors.networks import identity
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with how many maps are done, and of how many."""
@@ -69,6 +70,7 @@ def preprocess_files(
     out: str | os.PathLike[str],
     *,
     size: int | tuple[int, int] | None = None,
+    resolution: int | str | None = None,
     any_aspect: bool = False,
     workers: int | None = None,
     force: bool = False,
@@ -87,6 +89,7 @@ def preprocess_files(
         detectors: A name, several, or names with their options: ``{"canny": {"sigma": 1.5}, "blur": {}}``.
         out: The folder of the maps.
         size: As for `preprocess`.
+        resolution: As for `preprocess`.
         any_aspect: As for `preprocess`.
         workers: Processes, each with one thread. 1: this one alone. None: one for each core, at most eight;
             and this one alone for few pictures, and where a detector has weights to load.
@@ -124,6 +127,7 @@ def preprocess_files(
                 out=str(folder.absolute()),
                 targets=tuple(_target(picture, *each, manifest) for each in wanted),
                 resize=size,
+                resolution=resolution,
                 any_aspect=any_aspect,
                 force=force,
                 cache=str(Path(kept_in).absolute()) if kept_in else "",
@@ -179,7 +183,10 @@ def _wanted(given: str | Sequence[str] | Mapping[str, Options]) -> list[tuple[De
 
 def _target(picture: Source, info: DetectorInfo, options: dict[str, Any], manifest: Manifest) -> Target:
     old = manifest.lines.get((info.name, picture.name))
-    return Target(info.name, options, versions_of(info), f"{info.name}/{picture.stem}.png", old)
+    versions = versions_of(info)
+    if info.needs_weights and (read := identity(str(options.get("weights", "")))):
+        versions["weights"] = read
+    return Target(info.name, options, versions, f"{info.name}/{picture.stem}.png", old)
 
 
 def _count(report: FilesReport, result: Result, manifest: Manifest) -> None:

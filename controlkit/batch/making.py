@@ -66,6 +66,7 @@ class Task:
         out: The folder of the maps.
         targets: The maps.
         resize: The ``size`` of `preprocess`.
+        resolution: As for `preprocess`.
         any_aspect: As for `preprocess`.
         force: Make maps that are there again, and replace files that controlkit did not make.
         cache: A folder of maps of other runs; empty: none.
@@ -76,6 +77,7 @@ class Task:
     out: str
     targets: tuple[Target, ...] = field(default=())
     resize: int | tuple[int, int] | None = None
+    resolution: int | str | None = None
     any_aspect: bool = False
     force: bool = False
     cache: str = ""
@@ -136,6 +138,7 @@ def _about(task: Task, target: Target, digest: str) -> dict[str, Any]:
         "detector": target.detector,
         "options": target.options,
         "resize": list(task.resize) if isinstance(task.resize, (tuple, list)) else task.resize,
+        "resolution": task.resolution,
         "versions": target.versions,
     }
 
@@ -198,7 +201,9 @@ def _drawn(photo: Image.Image, task: Task, about: dict[str, Any], notes: list[st
     detector = _detector(about["detector"], json.dumps(about["options"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ControlKitWarning)  # they are in the manifest, as notes
-        drawn = preprocess(photo, detector, size=task.resize, any_aspect=task.any_aspect)
+        drawn = preprocess(
+            photo, detector, size=task.resize, resolution=task.resolution, any_aspect=task.any_aspect
+        )
     told = drawn.info["controlkit"]
     facts = {name: value for name, value in about.items() if name != "source"}
     facts |= {"size": list(drawn.size), "empty": told["empty"], "notes": [*notes, *told["notes"]]}

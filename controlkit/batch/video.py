@@ -36,6 +36,7 @@ def preprocess_video(
     out: str | os.PathLike[str],
     *,
     size: int | tuple[int, int] | None = None,
+    resolution: int | str | None = None,
     any_aspect: bool = False,
     force: bool = False,
     progress: Any = None,
@@ -53,6 +54,7 @@ def preprocess_video(
             frames and their times. Anything else: a folder, of ``000000.png``, ``000001.png``, …; frames that
             are there already are kept where they were made of the same frame in the same way.
         size: As for `preprocess`.
+        resolution: As for `preprocess`.
         any_aspect: As for `preprocess`.
         force: Replace files that are there.
         progress: Called with (done, all) after each frame; all is 0 where the video does not say.
@@ -82,7 +84,7 @@ def preprocess_video(
         for count, (picture, frame, stream) in enumerate(_frames(path), 1):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ControlKitWarning)
-                drawn = preprocess(picture, maker, size=size, any_aspect=any_aspect)
+                drawn = preprocess(picture, maker, size=size, resolution=resolution, any_aspect=any_aspect)
             yield drawn, frame, stream
             if progress is not None:
                 progress(count, stream.frames)

@@ -162,7 +162,7 @@ def _locate(
             return hub.Fetched(path)
     except ValueError:  # a zero byte in the name
         pass
-    if not _HUB_ID.fullmatch(what) or path.suffix in _SUFFIXES:
+    if not is_hub_id(what):
         raise FileError(
             what,
             found="no such file or folder, and not a hub id",
@@ -177,6 +177,11 @@ def _locate(
         local_files_only=local_files_only,
         header_only=header_only,
     )
+
+
+def is_hub_id(what: str) -> bool:
+    """Whether a text that is no path here can be a repository's ``owner/name`` on the hub."""
+    return bool(_HUB_ID.fullmatch(what)) and Path(what).suffix not in _SUFFIXES
 
 
 def _paths(

@@ -41,6 +41,12 @@ def preprocess(
             help="Pixels, 512 (shortest side) or 768x512 (width x height). [default: as the photograph]"
         ),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            help="Shortest side at which the detector looks, or auto (512). [default: the map's own size]"
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,21 +85,24 @@ def preprocess(
     from controlkit.batch.video import is_video
 
     pixels = parse_size(size)
-    wanted = pixels[0] if pixels and size and size.isdigit() else pixels
+    sizes = {
+        "size": pixels[0] if pixels and size and size.isdigit() else pixels,
+        "resolution": int(resolution) if resolution and resolution.isdigit() else resolution,
+    }
     chosen = _detectors(detector, option or [])
     if any(is_video(file) for file in files):
-        _video(chosen, files, out, wanted, force, as_json)
+        _video(chosen, files, out, sizes, force, as_json)
     elif any(file.is_dir() or is_pattern(str(file)) for file in files):
-        _folder(chosen, files, out, wanted, workers, cache, force, as_json)
+        _folder(chosen, files, out, sizes, workers, cache, force, as_json)
     else:
-        _files(chosen, files, out, wanted, force, as_json)
+        _files(chosen, files, out, sizes, force, as_json)
 
 
 Chosen = dict[str, dict[str, Any]]
 
 
 def _files(
-    chosen: Chosen, files: list[Path], out: Path | None, size: Any, force: bool, as_json: bool
+    chosen: Chosen, files: list[Path], out: Path | None, sizes: dict[str, Any], force: bool, as_json: bool
 ) -> None:
     import controlkit as ck
     from controlkit.recipes import png_bytes, write
@@ -108,7 +117,7 @@ def _files(
         for file in files:
             photo = ck.open_image(file)
             for name, options in chosen.items():
-                drawn = ck.preprocess(photo, name, size=size, **options)
+                drawn = ck.preprocess(photo, name, **sizes, **options)
                 target = output_path(out, f"{file.stem}-{name}.png")
                 if target.suffix.lower() != ".png":
                     raise ParameterError("--out", found=target.name, expected="a name that ends in .png")
@@ -125,7 +134,7 @@ def _folder(
     chosen: Chosen,
     files: list[Path],
     out: Path | None,
-    size: Any,
+    sizes: dict[str, Any],
     workers: int | None,
     cache: Path | None,
     force: bool,
@@ -149,7 +158,7 @@ def _folder(
                 advance(count, total)
 
             report = preprocess_files(
-                files, chosen, out, size=size, workers=workers, force=force, cache=cache, progress=show
+                files, chosen, out, **sizes, workers=workers, force=force, cache=cache, progress=show
             )
     except KeyboardInterrupt:
         complain(f"stopped after {done[0]} of {done[1]} maps; the same command goes on from there")
@@ -170,7 +179,7 @@ def _folder(
 
 
 def _video(
-    chosen: Chosen, files: list[Path], out: Path | None, size: Any, force: bool, as_json: bool
+    chosen: Chosen, files: list[Path], out: Path | None, sizes: dict[str, Any], force: bool, as_json: bool
 ) -> None:
     from controlkit.batch import preprocess_video
 
@@ -184,7 +193,7 @@ def _video(
     (name, options), video = next(iter(chosen.items())), files[0]
     target = out if out is not None else Path(f"{video.stem}-{name}.mp4")
     with progress(name, 0) as advance:
-        frames = preprocess_video(video, name, target, size=size, force=force, progress=advance, **options)
+        frames = preprocess_video(video, name, target, **sizes, force=force, progress=advance, **options)
     if as_json:
         emit_json({"input": str(video), "detector": name, "out": str(target), "frames": frames})
     else:
