@@ -75,16 +75,9 @@ def as_map(
 
     if not isinstance(image, (list, tuple)):
         return read(image, what)
-    rows = [read(entry, f"{what}[{i}]") for i, entry in enumerate(_entries(image, what))]
-    for i, row in enumerate(rows):
-        if row.shape[0] != 1:
-            raise HintError(
-                f"{what}[{i}]",
-                found=f"a batch of {row.shape[0]} pictures",
-                expected="one picture per entry of the list",
-                fix="Pass one batch, or a list of single pictures.",
-                code="CK-H20",
-            )
+    rows = [
+        _single(read(entry, f"{what}[{i}]"), f"{what}[{i}]") for i, entry in enumerate(_entries(image, what))
+    ]
     if len(devices := {str(row.device) for row in rows}) > 1:
         raise DeviceMismatch(
             what,
@@ -159,13 +152,14 @@ def as_pictures(
     notes: list[str] | None = None,
 ) -> list[Image.Image]:
     """Read photographs: the pictures of a list or batch, or the only one; see `as_picture`."""
-    several = isinstance(image, (list, tuple))
-    entries = _entries(image, what) if several else [image]
-    return [
-        to_picture(row)
-        for i, entry in enumerate(entries)
-        for row in _rows(entry, 3, f"{what}[{i}]" if several else what, background, 0.0, any_aspect, notes)
-    ]
+
+    def read(entry: Any, name: str) -> Tensor:
+        return _rows(entry, 3, name, background, 0.0, any_aspect, notes)
+
+    if not isinstance(image, (list, tuple)):
+        return [to_picture(row) for row in read(image, what)]
+    named = [(entry, f"{what}[{i}]") for i, entry in enumerate(_entries(image, what))]
+    return [to_picture(_single(read(entry, name), name)[0]) for entry, name in named]
 
 
 def to_picture(row: Tensor) -> Image.Image:
@@ -209,6 +203,19 @@ def _rows(
         image, gray=channels == 1, background=background, any_aspect=any_aspect, what=what, notes=notes
     )
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
+
+
+def _single(rows: Tensor, what: str) -> Tensor:
+    """The rows of a list's entry, which is one picture."""
+    if rows.shape[0] != 1:
+        raise HintError(
+            what,
+            found=f"a batch of {rows.shape[0]} pictures",
+            expected="one picture per entry of the list",
+            fix="Pass one batch, or a list of single pictures.",
+            code="CK-H20",
+        )
+    return rows
 
 
 def _unit(rows: Tensor) -> Tensor:
