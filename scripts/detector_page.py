@@ -34,6 +34,12 @@ def _section(info: DetectorInfo) -> list[str]:
     if source:
         paragraphs.append("Source: " + " ".join(source.split()))
     lines: list[str] = []
+    if info.needs_weights:
+        paragraphs.append(
+            "No picture: its weights are downloaded when it is first used, and none are kept here."
+        )
+    else:
+        lines += [f"![{info.name}: what it is given, and its map](images/detectors/{info.name}.jpg)", ""]
     for paragraph in paragraphs:
         lines += [*textwrap.wrap(re.sub(r"``(.+?)``", r"`\1`", paragraph), WIDTH, break_on_hyphens=False), ""]
     if info.options:

@@ -1,4 +1,8 @@
-"""Draw ``docs/images/detectors.png``: every detector without weights on three photographs of scikit-image."""
+"""Draw what detectors that need no download make of photographs of scikit-image, for the documentation.
+
+``docs/images/detectors.png`` shows all on three photographs; ``docs/images/detectors/NAME.jpg`` one: what
+it is given on the left, its map on the right.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from skimage import data
 
-from controlkit.preprocessors import detectors, preprocess
+from controlkit.embedded import scene
+from controlkit.preprocessors import DetectorInfo, detectors, preprocess
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "detectors.png"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 PHOTOS = ("astronaut", "coffee", "rocket")
 SEEN = 384
 """Pixels of the photographs' shortest side when they are looked at."""
 CELL = 132
+PAIR = 256
 LABEL = 18
 GAP = 6
 COLUMNS = 3
@@ -28,6 +34,23 @@ def cell(image: Image.Image) -> Image.Image:
     return ImageOps.fit(image, (CELL, CELL), Image.Resampling.LANCZOS)
 
 
+def shown() -> list[DetectorInfo]:
+    """Our own detectors that need no download."""
+    return [info for info in detectors() if info.owner == "controlkit" and not info.needs_weights]
+
+
+def pair(info: DetectorInfo) -> Image.Image:
+    """A picture, and what one detector makes of it."""
+    photo = Image.fromarray(data.astronaut())
+    if info.name.startswith("embedded"):
+        photo = scene(3).image
+    photo = ImageOps.fit(photo, (SEEN, SEEN), Image.Resampling.LANCZOS)
+    both = Image.new("RGB", (2 * PAIR + GAP, PAIR), "white")
+    for i, one in enumerate((photo, preprocess(photo, info.name, **OPTIONS.get(info.name, {})))):
+        both.paste(one.resize((PAIR, PAIR), Image.Resampling.LANCZOS), (i * (PAIR + GAP), 0))
+    return both
+
+
 def sheet() -> Image.Image:
     """The whole contact sheet."""
     photos = []
@@ -35,8 +58,8 @@ def sheet() -> Image.Image:
         photo = Image.fromarray(getattr(data, name)())
         photos.append(ImageOps.fit(photo, (SEEN, SEEN), Image.Resampling.LANCZOS))
     strips = [("photograph", [cell(photo) for photo in photos])]
-    for info in detectors():
-        if info.owner != "controlkit" or info.needs_weights or info.name.startswith("embedded"):
+    for info in shown():
+        if info.name.startswith("embedded"):
             continue
         maps = [preprocess(photo, info.name, **OPTIONS.get(info.name, {})) for photo in photos]
         strips.append((info.name, [cell(drawn) for drawn in maps]))
@@ -54,11 +77,16 @@ def sheet() -> Image.Image:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=TARGET)
-    target = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    folder = parser.parse_args().out
+    (folder / "detectors").mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         drawn = sheet()
+        for info in shown():
+            pair(info).save(folder / "detectors" / f"{info.name}.jpg", quality=85, optimize=True)
     palette = drawn.quantize(256)
-    drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
-    print(target)
+    drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
+        folder / "detectors.png", optimize=True
+    )
+    print(folder)
