@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,29 @@ def test_a_video_keeps_size_and_rate(clip: Path, tmp_path: Path) -> None:
     for frame, drawn in zip(frames(clip), made, strict=True):
         expected = np.asarray(ck.preprocess(Image.fromarray(frame), "canny"))
         assert float(np.abs(drawn.astype(float) - expected).mean()) < 6  # H.264
+
+
+def test_frames_are_turned_as_the_video_says(tmp_path: Path) -> None:
+    upright = tmp_path / "upright.mp4"
+    with av.open(str(upright), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = SIDE
+        picture = np.full((SIDE[1], SIDE[0], 3), 30, np.uint8)
+        picture[:16, :16] = 220  # the upper left corner
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    content = upright.read_bytes()
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, SIDE[1] << 16, 0, 1 << 30)
+    track = content.rindex(straight)  # the file's own matrix comes first
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content[:track] + clockwise + content[track + len(clockwise) :])
+    (stored,) = frames(turned)
+    assert preprocess_video(turned, "invert", tmp_path / "maps") == 1
+    with Image.open(tmp_path / "maps" / "000000.png") as found:
+        seen = 255 - np.asarray(found.convert("RGB")).astype(int)
+    assert np.array_equal(seen, np.rot90(stored, -1))
+    assert seen[:16, -16:].mean() > 200, "the corner is at the upper right"
 
 
 def test_something_else_than_a_video_is_refused(tmp_path: Path) -> None:
