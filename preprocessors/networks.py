@@ -79,10 +79,15 @@ class Networked(Detector):
         """
         raise NotImplementedError
 
+    def variant(self) -> tuple[str, ...]:
+        """What else decides which network `read` gives, beside the options above."""
+        return ()
+
     def network(self) -> Any:
         """The network, read now or held from before."""
         device = self._place()
-        key = (type(self), self.weights, identity(self.weights), self.revision, str(device), self.half)
+        files = (self.weights, identity(self.weights), *self.variant())
+        key = (type(self), files, self.revision, str(device), self.half)
         return _held(key, lambda: self.read(device))
 
     def _place(self) -> torch.device:
