@@ -8,11 +8,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from controlkit.errors import ControlKitError, ParameterError
 from controlkit.images import as_pictures
 from controlkit.images.limits import tell
+from controlkit.images.tensors import is_tensor
 from controlkit.preprocessors.base import Detector
 from controlkit.preprocessors.registry import build
 from controlkit.preprocessors.sizes import Resolution, Size, brought_back, looked_at, resized
@@ -111,7 +111,7 @@ def preprocess(
     for note in notes:
         tell(note)
     several = isinstance(image, (list, tuple)) or (
-        isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
+        (isinstance(image, np.ndarray) or is_tensor(image)) and image.ndim == 4
     )
     photos = [resized(photo, size) for photo in photos]
     results = _detected([looked_at(photo, resolution) for photo in photos], chosen)

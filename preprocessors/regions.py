@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from controlkit.errors import HintError, ParameterError
 from controlkit.images import as_mask
@@ -35,7 +34,7 @@ class Region(str):
         if isinstance(value, cls):
             return value
         rows = as_mask(value, what=what, any_aspect=True)
-        if not isinstance(rows, Tensor) or rows.shape[0] != 1:
+        if isinstance(rows, list) or rows.shape[0] != 1:
             raise HintError(
                 what, found="several pictures", expected="one", fix="Pass them one by one.", code="CK-H20"
             )

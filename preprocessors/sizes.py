@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from controlkit.errors import ParameterError
-from controlkit.images import fit
 from controlkit.images.limits import check_pixels
 
 Size: TypeAlias = int | tuple[int, int] | None
@@ -40,10 +39,12 @@ def looked_at(photo: Image.Image, resolution: Resolution) -> Image.Image:
 
 def brought_back(found: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
     """A map, (H, W) or (H, W, 3) uint8, at (width, height): labels and one-pixel lines are never blurred."""
-    import torch
-
     if (found.shape[1], found.shape[0]) == size:
         return found
+    import torch
+
+    from controlkit.images import fit
+
     planes = torch.from_numpy(np.ascontiguousarray(found))
     planes = (planes[None] if found.ndim == 2 else planes.permute(2, 0, 1))[None].float() / 255
     fitted, _ = fit(planes, (size[1], size[0]))

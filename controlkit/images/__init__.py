@@ -19,10 +19,16 @@ One set of rules for photographs, control maps and masks, whatever they come as:
 Paths and addresses are never read here by accident: only `open_image` opens files, and nothing fetches.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from controlkit.images.door import as_map, as_mask, as_picture, as_pictures, to_picture
 from controlkit.images.files import open_image
 from controlkit.images.limits import MAX_ASPECT, MAX_PIXELS
-from controlkit.images.sizes import fit
+
+if TYPE_CHECKING:
+    from controlkit.images.sizes import fit
 
 __all__ = [
     "MAX_ASPECT",
@@ -35,3 +41,11 @@ __all__ = [
     "open_image",
     "to_picture",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":  # needs torch, which a detector in a process of its own does not
+        from controlkit.images.sizes import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,19 +1,24 @@
-"""Turn whatever holds a picture into a control map, a mask or a photograph, or say why it cannot be."""
+"""Turn whatever holds a picture into a control map, a mask or a photograph, or say why it cannot be.
+
+PIL pictures become photographs without torch, so that detectors start at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from controlkit.errors import DeviceMismatch, HintError, ParameterError
-from controlkit.images import arrays, pictures
+from controlkit.images import pictures
 from controlkit.images.pictures import Background
+from controlkit.images.tensors import is_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ChannelOrder = Literal["rgb", "bgr"]
 
@@ -85,7 +90,11 @@ def as_map(
             expected="one device",
             fix="Move them to one device first.",
         )
-    return torch.cat(rows) if len({row.shape for row in rows}) == 1 else rows
+    if len({row.shape for row in rows}) > 1:
+        return rows
+    import torch
+
+    return torch.cat(rows)
 
 
 def as_mask(
@@ -153,13 +162,20 @@ def as_pictures(
 ) -> list[Image.Image]:
     """Read photographs: the pictures of a list or batch, or the only one; see `as_picture`."""
 
-    def read(entry: Any, name: str) -> Tensor:
-        return _rows(entry, 3, name, background, 0.0, any_aspect, notes)
+    def read(entry: Any, name: str, several: bool = False) -> list[Image.Image]:
+        if isinstance(entry, Image.Image):
+            values = pictures.pixels(
+                entry, background=background, any_aspect=any_aspect, what=name, notes=notes
+            )
+            bytes_ = values if values.dtype == np.uint8 else np.rint(values.clip(0, 1) * 255)
+            return [Image.fromarray(np.ascontiguousarray(bytes_, np.uint8))]
+        rows = _rows(entry, 3, name, background, 0.0, any_aspect, notes)
+        return [to_picture(row) for row in (_single(rows, name) if several else rows)]
 
     if not isinstance(image, (list, tuple)):
-        return [to_picture(row) for row in read(image, what)]
+        return read(image, what)
     named = [(entry, f"{what}[{i}]") for i, entry in enumerate(_entries(image, what))]
-    return [to_picture(_single(read(entry, name), name)[0]) for entry, name in named]
+    return [picture for entry, name in named for picture in read(entry, name, several=True)]
 
 
 def to_picture(row: Tensor) -> Image.Image:
@@ -171,6 +187,8 @@ def to_picture(row: Tensor) -> Image.Image:
     Returns:
         Mode L or RGB.
     """
+    import torch
+
     if row.dtype != torch.uint8:
         row = (row.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     array = np.ascontiguousarray(row.permute(1, 2, 0).cpu().numpy())
@@ -187,7 +205,9 @@ def _rows(
     notes: list[str] | None,
 ) -> Tensor:
     """(n, channels, H, W), uint8 or float32."""
-    if isinstance(image, (np.ndarray, Tensor)):
+    if isinstance(image, np.ndarray) or is_tensor(image):
+        from controlkit.images import arrays
+
         return arrays.pixels(image, channels, what=what, lowest=lowest, any_aspect=any_aspect, notes=notes)
     if not isinstance(image, Image.Image):
         raise _not_an_image(image, what)
@@ -202,6 +222,8 @@ def _rows(
     array = pictures.pixels(
         image, gray=channels == 1, background=background, any_aspect=any_aspect, what=what, notes=notes
     )
+    import torch
+
     return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
@@ -220,6 +242,8 @@ def _single(rows: Tensor, what: str) -> Tensor:
 
 def _unit(rows: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1], by a true division everywhere (GPUs multiply by a rounded 1/255)."""
+    import torch
+
     if rows.dtype != torch.uint8:
         return rows
     return rows.float() / torch.tensor(255.0, device=rows.device)
