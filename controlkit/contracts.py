@@ -200,7 +200,8 @@ class Step:
         tokens: (rows, n + extra, dim), after every control added its own.
         branches: Meaning of the equal parts that the rows fall into, in order.
         added: SDXL's pooled text (``text_embeds``) and size ids (``time_ids``), as in diffusers'
-            ``added_cond_kwargs``; empty elsewhere.
+            ``added_cond_kwargs``, or both as one vector (``embedded``) where the host has them so; empty
+            elsewhere.
         alpha_bar: ᾱ_t, in [0, 1], falls as noise grows; None where the scheduler's noise level is not known.
         again: The U-Net on other noisy latents (images, channels, h, w), everything else as in this call: the
             noise it predicts on the conditional rows, the same shape, with gradients where they are on. For

@@ -9,26 +9,49 @@ from typing import Any
 
 from controlkit.errors import ParameterError
 from controlkit.images.limits import tell
+from controlkit.preprocessors.anyline import AnyLine
 from controlkit.preprocessors.base import Detector, DetectorInfo, info_of, with_options
 from controlkit.preprocessors.blur import Blur
 from controlkit.preprocessors.canny import Canny
 from controlkit.preprocessors.color import Color
 from controlkit.preprocessors.depth import Depth
+from controlkit.preprocessors.depth_anything import DepthAnything
+from controlkit.preprocessors.dpt import Dpt
 from controlkit.preprocessors.embedded import EmbeddedDepth, EmbeddedSegmentation
 from controlkit.preprocessors.grabcut import GrabCut
+from controlkit.preprocessors.hed import Hed
 from controlkit.preprocessors.inpaint import Inpaint
 from controlkit.preprocessors.invert import Invert
 from controlkit.preprocessors.kmeans import KMeans
+from controlkit.preprocessors.leres import Leres
 from controlkit.preprocessors.lineart import Lineart
+from controlkit.preprocessors.lineart_anime import LineartAnime
+from controlkit.preprocessors.lineart_realistic import LineartRealistic
 from controlkit.preprocessors.lines import Lines
+from controlkit.preprocessors.mask2former import Mask2Former
+from controlkit.preprocessors.mediapipe_face import MediaPipeFace
+from controlkit.preprocessors.midas import Midas
+from controlkit.preprocessors.mlsd import Mlsd
 from controlkit.preprocessors.normal import Normal
+from controlkit.preprocessors.normal_bae import NormalBae
+from controlkit.preprocessors.oneformer import OneFormer
+from controlkit.preprocessors.openpose import OpenPose
+from controlkit.preprocessors.pidinet import PidiNet
 from controlkit.preprocessors.recolor import Recolor
+from controlkit.preprocessors.sam import Sam
+from controlkit.preprocessors.sam2 import Sam2
 from controlkit.preprocessors.scribble import Scribble
+from controlkit.preprocessors.segformer import SegFormer
 from controlkit.preprocessors.shuffle import Shuffle
 from controlkit.preprocessors.sobel import Sobel
 from controlkit.preprocessors.superpixels import Superpixels
+from controlkit.preprocessors.teed import Teed
 from controlkit.preprocessors.threshold import Threshold
 from controlkit.preprocessors.tile import Tile
+from controlkit.preprocessors.upernet import UperNet
+from controlkit.preprocessors.vitpose import VitPose
+from controlkit.preprocessors.zoe import Zoe
+from controlkit.preprocessors.zoedepth import ZoeDepth
 
 GROUP = "controlkit.detectors"
 
@@ -51,6 +74,29 @@ BUILT_IN: tuple[type[Detector], ...] = (
     Recolor,
     Shuffle,
     Inpaint,
+    Hed,
+    PidiNet,
+    Teed,
+    AnyLine,
+    LineartRealistic,
+    LineartAnime,
+    Mlsd,
+    Midas,
+    Leres,
+    Zoe,
+    NormalBae,
+    OpenPose,
+    MediaPipeFace,
+    Sam,
+    DepthAnything,
+    Dpt,
+    ZoeDepth,
+    SegFormer,
+    UperNet,
+    Mask2Former,
+    OneFormer,
+    Sam2,
+    VitPose,
     EmbeddedDepth,
     EmbeddedSegmentation,
 )

@@ -124,7 +124,8 @@ def size_conditions(
 
     Args:
         config: Has ``addition_embed_type``.
-        added: ``text_embeds`` (rows, pooled) and ``time_ids`` (rows, 6).
+        added: ``text_embeds`` (rows, pooled) and ``time_ids`` (rows, 6); or ``embedded``, both side by side
+            already, as other hosts than diffusers have them.
         rows: Of the latents.
         dtype: Of the result.
 
@@ -132,6 +133,9 @@ def size_conditions(
         ParameterError: One is missing.
         BatchMismatch: Another number of rows.
     """
+    if added is not None and "embedded" in added:
+        check_rows("added embedded", added["embedded"], rows)
+        return added["embedded"].to(dtype)
     missing = [key for key in ("text_embeds", "time_ids") if key not in (added or {})]
     if missing or added is None:
         raise ParameterError(

@@ -20,10 +20,10 @@ def main() -> None:
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
 
+    _one_thread()
     from controlkit.batch.making import from_plain, make
     from controlkit.errors import ControlKitError
 
-    _one_thread()
     answers.write(_line({"state": "ready"}))
     while text := tasks.readline():
         try:
@@ -43,12 +43,14 @@ def _line(values: dict[str, object]) -> bytes:
 
 
 def _one_thread() -> None:
-    """One thread a process: several workers, each with a thread for every core, are slower than one."""
+    """One thread a process: several workers, each with a thread for every core, are slower than one.
+
+    Torch, which few detectors need, reads the variable when it is imported.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
         import cv2
 
         cv2.setNumThreads(1)
     except ImportError:
         pass
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

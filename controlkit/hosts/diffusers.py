@@ -18,6 +18,7 @@ from controlkit.contracts import Branch, Residuals, Slot, Target
 from controlkit.errors import BatchMismatch, Busy, DeviceMismatch, NotApplicable, ParameterError
 from controlkit.hosts.attention import CrossAttention, cross_attention
 from controlkit.hosts.clock import CountingClock, SchedulerClock, Tick
+from controlkit.hosts.families import family
 
 _ORDER: dict[str, tuple[Branch, ...]] = {
     "StableDiffusionInstructPix2PixPipeline": ("cond", "image", "uncond"),
@@ -372,11 +373,8 @@ def _token_dim(config: Any) -> int | None:
 
 
 def _family(config: Any, token_dim: int | None) -> str:
-    if tuple(config.block_out_channels) == (320, 640, 1280) and config.addition_embed_type == "text_time":
-        return "sdxl"
-    if tuple(config.block_out_channels) == (320, 640, 1280, 1280):
-        return {768: "sd1", 1024: "sd2"}.get(token_dim or 0, "other")
-    return "embedded" if token_dim == 128 and len(config.block_out_channels) == 2 else "other"
+    levels: tuple[int, ...] = tuple(config.block_out_channels)
+    return family(levels, token_dim, sized=config.addition_embed_type == "text_time")
 
 
 def _noisy_channels(config: Any, scheduler: Any) -> int:

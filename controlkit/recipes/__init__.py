@@ -1,11 +1,13 @@
 """Recipes: everything that makes a picture, as plain JSON, and the pictures made from them.
 
 `model.py` says what a recipe is, `rules.py` how errors read, `images.py` how pictures are carried in one and
-where files may lie, `files.py` reads and writes, `running.py` makes the pictures.
+where files may lie, `files.py` reads and writes, `running.py` makes the pictures, `keeping.py` keeps models
+between them.
 """
 
 from controlkit.recipes.files import png_bytes, write
 from controlkit.recipes.images import Files, Picture, encode
+from controlkit.recipes.keeping import Keeper
 from controlkit.recipes.model import (
     ControlRecipe,
     GuidanceRecipe,
@@ -20,6 +22,7 @@ __all__ = [
     "ControlRecipe",
     "Files",
     "GuidanceRecipe",
+    "Keeper",
     "ModelRecipe",
     "ModuleRecipe",
     "Picture",

@@ -129,12 +129,23 @@ def scheduler_of(current: Any, wanted: SchedulerRecipe | None) -> Any:
 
 
 class Modules:
-    """The weights that a recipe names, each loaded once."""
+    """The weights that a recipe names, each loaded once.
 
-    def __init__(self, files: Files) -> None:
+    Args:
+        files: Where they are looked for.
+        loaded: Modules that are there already, by their part of the recipe as JSON; new ones are added.
+        guides: Embedded networks that guide, the same way, by name.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        loaded: dict[str, ControlModule] | None = None,
+        guides: dict[str, Any] | None = None,
+    ) -> None:
         self._files = files
-        self._loaded: dict[str, ControlModule] = {}
-        self._guides: dict[str, Any] = {}
+        self._loaded: dict[str, ControlModule] = {} if loaded is None else loaded
+        self._guides: dict[str, Any] = {} if guides is None else guides
 
     def of(self, part: ModuleRecipe) -> ControlModule:
         """The module of this part.

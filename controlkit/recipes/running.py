@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,14 @@ from controlkit.recipes.rules import MAX_SEED
 if TYPE_CHECKING:
     from PIL import Image
 
+    from controlkit.recipes.keeping import Keeper
     from controlkit.report import Report
 
 Progress = Callable[[int, int, int], None]
 """Called after each step with the number of the picture, the steps done, and the steps of one picture."""
+
+Watch = Callable[[Any], AbstractContextManager[Any]]
+"""What to enter around each picture: given the pipeline, with the scheduler that this picture is made with."""
 
 _PACKAGES = ("controlkit", "torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -83,6 +87,8 @@ def results(
     models: str | Path | None = None,
     known: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Result]:
     """As `run`, one picture at a time, each with its own recipe and report.
 
@@ -91,27 +97,41 @@ def results(
         pipeline: As for `run`.
         models: As for `run`.
         known: Paths of ``file:`` sources that lie elsewhere, by source.
-        progress: As for `run`.
+        progress: As for `run`. What it raises ends the run, and the pipeline is as it was.
+        keeper: Keeps pipeline and modules for the next recipe.
+        watch: Called with the pipeline before each picture; what it returns is entered while it is made.
     """
     from controlkit.attaching import attach
 
     recipe = Recipe.load(recipe)
     files = Files(recipe.base, Path(models) if models is not None else None, known or {})
-    pipe = pipeline if pipeline is not None else pipeline_of(recipe.model, files)
+    load = pipeline_of if keeper is None else keeper.pipeline
+    pipe = pipeline if pipeline is not None else load(recipe.model, files)
     if not hasattr(pipe, "scheduler"):
         raise NotApplicable("pipeline", found=type(pipe).__name__, expected="a diffusers pipeline")
-    modules = Modules(files)
+    modules = Modules(files) if keeper is None else keeper.modules(_sources(recipe), files)
     controls = [control_of(part, modules, files) for part in recipe.controls]
     sealed = _sealed(recipe, modules, files, pipe if pipeline is not None else None)
     before = pipe.scheduler
     for number in range(recipe.images):
         one = sealed.model_copy(update={"seed": (recipe.seed + number) % (MAX_SEED + 1), "images": 1})
-        with _scheduler(pipe, scheduler_of(before, recipe.scheduler)), attach(pipe, *controls) as attached:
+        scheduler = scheduler_of(before, recipe.scheduler)
+        with (
+            _scheduler(pipe, scheduler),
+            nullcontext() if watch is None else watch(pipe),
+            attach(pipe, *controls) as attached,
+        ):
             image = _picture(pipe, one, number, progress)
             report = attached.report()
         one = one.model_copy(update={"width": image.width, "height": image.height})
         image.info[CHUNK] = one.to_json()
         yield Result(image, one, report)
+
+
+def _sources(recipe: Recipe) -> dict[str, str]:
+    """By the modules of a recipe, as JSON: their sources."""
+    modules = [part.module for part in recipe.controls if isinstance(part, ControlRecipe)]
+    return {module.model_dump_json(): module.source for module in modules}
 
 
 @contextmanager
