@@ -121,11 +121,11 @@ def identity(weights: str) -> str:
     Args:
         weights: A file or a folder; of a hub id nothing is known here, and the answer is empty.
     """
-    place = Path(weights).expanduser()
     try:
+        place = Path(weights).expanduser()
         files = sorted(place.iterdir()) if place.is_dir() else [place]
         about = [(file.name, (told := file.stat()).st_size, told.st_mtime_ns) for file in files]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or no such user
         return ""
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 

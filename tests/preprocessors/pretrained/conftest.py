@@ -1,0 +1,33 @@
+"""Small networks, saved once for all tests of a process; detectors give back what they hold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from controlkit.preprocessors import free, keep
+from tests.preprocessors.pretrained import small
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small network; not to be changed."""
+    return cache(lambda name: small.save(tmp_path_factory.mktemp(name), name))
+
+
+@pytest.fixture
+def spoilt(folder: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of it that a test may change."""
+    return lambda name: Path(shutil.copytree(folder(name), tmp_path / name))
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    keep(2)
+    free()
+    yield
+    free()
