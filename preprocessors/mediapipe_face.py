@@ -41,12 +41,15 @@ class MediaPipeFace(Detector):
     def detect(self, photo: Pixels) -> Pixels:
         common = _common()
         height, width = photo.shape[:2]
-        with common.mp_face_mesh.FaceMesh(
-            static_image_mode=True,
-            max_num_faces=self.max_faces,
-            refine_landmarks=True,
-            min_detection_confidence=self.min_confidence,
-        ) as network:
+        with (
+            quiet(),
+            common.mp_face_mesh.FaceMesh(
+                static_image_mode=True,
+                max_num_faces=self.max_faces,
+                refine_landmarks=True,
+                min_detection_confidence=self.min_confidence,
+            ) as network,
+        ):
             found = network.process(np.ascontiguousarray(photo)).multi_face_landmarks or []
         drawn = np.zeros_like(photo)
         for face in found:

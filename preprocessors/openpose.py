@@ -60,9 +60,11 @@ class OpenPose(Auxiliary):
     def assemble(self, paths: tuple[Path, ...]) -> Any:
         places = dict(zip(self.wanted(), paths, strict=True))
         before = os.environ.get(_SWITCH)
-        whole = auxiliary("open_pose")
-        if before is None:  # importing it sets this, which hides faults of other programs
+        whole = auxiliary("open_pose")  # sets a switch, which would hide faults of other programs
+        if before is None:
             os.environ.pop(_SWITCH, None)
+        else:
+            os.environ[_SWITCH] = before
         networks = auxiliary("open_pose.model")
         kinds = (
             (whole.Body, networks.bodypose_model),

@@ -17,8 +17,7 @@ class Sam2(Pretrained):
 
     The colours mean nothing: models of ADE20K or COCO labels read them wrongly. Colours are drawn for the
     largest region first; small regions lie above large ones, and what belongs to no region is black. Sharper
-    and quicker than ``sam``; it takes SAM 1's folders of transformers' layout too. Photographs are looked at
-    one after the other, the points of each in batches.
+    and quicker than ``sam``. Photographs are looked at one after the other, the points of each in batches.
 
     Source:
         Ravi et al. (2024), "SAM 2: segment anything in images and videos", arXiv:2408.00714; transformers
@@ -29,7 +28,7 @@ class Sam2(Pretrained):
     family = "regions"
     meaning = "regions in colours without meaning, black where there is none"
     marks = True
-    kind = Kind("AutoModelForMaskGeneration", ("sam2", "sam2_video", "sam"), ("pred_masks", "iou_scores"))
+    kind = Kind("AutoModelForMaskGeneration", ("sam2", "sam2_video"), ("pred_masks", "iou_scores"))
 
     weights: str = option(
         "facebook/sam2.1-hiera-tiny", meaning="a hub id or a folder of transformers' layout"
@@ -49,12 +48,14 @@ class Sam2(Pretrained):
     seed: int = option(0, low=0, high=2**32 - 1, meaning="of the colours")
 
     def answer(self, network: Loaded, photos: list[Pixels]) -> list[Any]:
+        import torch
         from PIL import Image
 
         generator = needed_transformers().MaskGenerationPipeline(
             model=network.model, image_processor=network.processor, device=network.model.device
         )
-        return [self._regions(generator, Image.fromarray(photo)) for photo in photos]
+        with torch.random.fork_rng(devices=[]):  # it draws a number for each picture, and uses none
+            return [self._regions(generator, Image.fromarray(photo)) for photo in photos]
 
     def shown(self, network: Loaded, answer: Any) -> Pixels:
         colours = np.random.RandomState(self.seed).randint(1, 256, (int(answer.max()), 3), np.uint8)

@@ -18,7 +18,8 @@ class ZoeDepth(DepthNetwork):
 
     Linear in distance, where ``dpt`` is linear in its inverse: what is far keeps more of the range. By the
     rule of ``zoe``: of the distances in metres the nearest 2 % are white, the farthest 15 % black, and a
-    plane without any depth is black. The network for rooms and streets chooses between its two halves.
+    plane without any depth is black. The network for rooms and streets chooses between its two halves for
+    each photograph, one after the other: of a batch it would choose one for all.
 
     Source:
         Bhat et al. (2023), "ZoeDepth: zero-shot transfer by combining relative and metric depth",
@@ -31,6 +32,9 @@ class ZoeDepth(DepthNetwork):
 
     weights: str = option("Intel/zoedepth-nyu-kitti", meaning="a hub id or a folder of transformers' layout")
     gamma: bool = option(False, meaning="darken the middle, by the power 2.2")
+
+    def answer(self, network: Loaded, photos: list[Pixels]) -> list[Any]:
+        return [super(ZoeDepth, self).answer(network, [photo])[0] for photo in photos]
 
     def post_processing(self, sizes: list[Any]) -> dict[str, Any]:
         return {"source_sizes": sizes}

@@ -1,15 +1,14 @@
-"""Small networks, saved once for all tests of a process; detectors give back what they hold."""
+"""Small networks, saved once for all tests of a process."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from controlkit.preprocessors import free, keep
 from tests.preprocessors.pretrained import small
 
 
@@ -23,11 +22,3 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def spoilt(folder: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of it that a test may change."""
     return lambda name: Path(shutil.copytree(folder(name), tmp_path / name))
-
-
-@pytest.fixture(autouse=True)
-def nothing_held() -> Iterator[None]:
-    keep(2)
-    free()
-    yield
-    free()

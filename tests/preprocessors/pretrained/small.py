@@ -17,6 +17,10 @@ from controlkit.preprocessors.labels import NAMES
 ADE = {i: min(names) for i, names in enumerate(NAMES["ade20k"])}
 COCO = {i: min(names) for i, names in enumerate(NAMES["coco"])}
 
+STAGES: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+LAST_STAGES: dict[str, Any] = {"out_features": ["stage2", "stage3", "stage4"]}
+LAST_LAYER: dict[str, Any] = {"out_indices": [2]}
+
 
 def labelled(names: dict[int, str]) -> dict[str, Any]:
     return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
@@ -29,7 +33,7 @@ def backbone(**more: Any) -> Any:
         num_attention_heads=2,
         image_size=28,
         patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        **STAGES,
         reshape_hidden_states=False,
         **more,
     )
@@ -75,7 +79,7 @@ def zoedepth() -> tuple[Any, Any]:
         intermediate_size=32,
         image_size=64,
         patch_size=16,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        **STAGES,
         reshape_hidden_states=False,
         use_relative_position_bias=True,
     )
@@ -87,7 +91,14 @@ def zoedepth() -> tuple[Any, Any]:
         num_relative_features=8,
         bin_embedding_dim=8,
         num_attractors=[4, 2, 2, 1],
-        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+        bin_configurations=[
+            {"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"},
+            {"n_bins": 8, "min_depth": 0.001, "max_depth": 80.0, "name": "kitti"},
+        ],
+        num_patch_transformer_layers=4,
+        patch_transformer_hidden_size=128,
+        patch_transformer_intermediate_size=16,
+        patch_transformer_num_attention_heads=2,
     )
     processor = tf.ZoeDepthImageProcessor(size={"height": 192, "width": 256}, ensure_multiple_of=32)
     return tf.ZoeDepthForDepthEstimation(config), processor
@@ -108,8 +119,7 @@ def segformer(names: dict[int, str] = ADE) -> tuple[Any, Any]:
 
 
 def upernet() -> tuple[Any, Any]:
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    convnext = tf.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=stages)
+    convnext = tf.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], **STAGES)
     config = tf.UperNetConfig(
         backbone_config=convnext,
         hidden_size=16,
@@ -130,7 +140,7 @@ def swin() -> Any:
         depths=[1, 1, 1, 1],
         num_heads=[1, 1, 2, 2],
         window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        **STAGES,
     )
 
 
@@ -220,9 +230,9 @@ def vitpose(joints: int = 17) -> tuple[Any, Any]:
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        out_indices=[2],
+        **LAST_LAYER,
     )
-    config = tf.VitPoseConfig(backbone_config=vit, num_labels=joints)
+    config = tf.VitPoseConfig(backbone_config=vit, **labelled({i: f"joint {i}" for i in range(joints)}))
     return tf.VitPoseForPoseEstimation(config), tf.VitPoseImageProcessor(size={"height": 64, "width": 48})
 
 
@@ -232,7 +242,7 @@ def people(names: dict[int, str] | None = None) -> tuple[Any, Any]:
         hidden_sizes=[8, 16, 16, 16],
         depths=[1, 1, 1, 1],
         layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
+        **LAST_STAGES,
     )
     config = tf.RTDetrConfig(
         backbone_config=resnet,

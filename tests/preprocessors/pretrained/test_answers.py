@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 import transformers as tf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from skimage import data
 
 from controlkit.errors import ControlKitWarning
-from controlkit.preprocessors import Detector, build, preprocess
+from controlkit.preprocessors import Detector, build, free, keep, preprocess
 from controlkit.preprocessors.labels import palette_of
 from controlkit.preprocessors.skeleton import draw, from_coco
 
@@ -42,6 +44,15 @@ SEMANTIC = ("segformer", "upernet", "mask2former", "oneformer")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def many_held() -> Iterator[None]:
+    keep(20)
+    yield
+    keep(2)
+    free()
+
+
+@cache
 def photo(title: str, size: tuple[int, int] = SIZE) -> Pixels:
     return np.asarray(Image.fromarray(getattr(data, title)()).convert("RGB").resize(size))
 
@@ -53,6 +64,7 @@ def detector(folder: Folder, name: str, **more: Any) -> Detector:
     return build(name, weights=str(folder(name)), **options)
 
 
+@cache
 def theirs(name: str, place: Path) -> tuple[Any, Any]:
     model = MODELS[name].from_pretrained(place).eval()
     kind = tf.OneFormerProcessor if name == "oneformer" else tf.AutoImageProcessor
@@ -129,15 +141,16 @@ def test_regions_are_those_of_their_pipeline(folder: Folder) -> None:
     assert np.array_equal(other.any(axis=2), ours.any(axis=2))
 
 
-def test_no_regions_and_no_persons_are_black_maps(folder: Folder) -> None:
-    for name, options in (
-        ("sam2", {"quality": 1.0}),
-        ("vitpose", {"person": 1.0}),
-        ("vitpose", {"joint": 1.0}),
-    ):
-        with pytest.warns(ControlKitWarning, match="found nothing"):
-            found = preprocess(photo("astronaut"), detector(folder, name, **options))
-        assert not np.asarray(found).any()
+@pytest.mark.parametrize(("name", "options"), [("sam2", {"stability": 1.0}), ("vitpose", {"person": 1.0})])
+def test_nothing_found_is_a_black_map(folder: Folder, name: str, options: dict[str, Any]) -> None:
+    with pytest.warns(ControlKitWarning, match="found nothing"):
+        found = preprocess(photo("astronaut"), detector(folder, name, **options))
+    assert not np.asarray(found).any()
+
+
+def test_joints_below_the_threshold_are_left_out(folder: Folder) -> None:
+    few, many = (detector(folder, "vitpose", joint=joint).detect(photo("coffee")) for joint in (0.4, 0.05))
+    assert few.any(axis=2).sum() < many.any(axis=2).sum()
 
 
 def their_persons(place: Path, picture: Pixels, least: float) -> list[list[float]]:
@@ -181,7 +194,7 @@ def test_joints_are_transformers_own(folder: Folder, alone: bool) -> None:
     assert expected.any()
 
 
-@pytest.mark.parametrize("size", [(150, 97), (1, 1), (40, 300), (2, 3), (3, 200)])
+@pytest.mark.parametrize("size", [(1, 1), (40, 300), (3, 200)])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore::controlkit.errors.ControlKitWarning")
 def test_size_out_is_size_in(folder: Folder, name: str, size: tuple[int, int]) -> None:
@@ -204,6 +217,26 @@ def test_a_batch_is_its_pictures(folder: Folder, name: str) -> None:
             assert (alone != one).any(axis=-1).mean() < 0.002  # near ties
 
 
+def test_zoedepth_chooses_for_each_picture(spoilt: Folder) -> None:
+    place = spoilt("zoedepth")
+    tensors = load_file(place / "model.safetensors")
+    tensors["metric_head.mlp_classifier.linear2.bias"][0] += 1  # so that pictures differ in their choice
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    pictures = [photo(title) for title in ("astronaut", "coffee", "cat")]
+    model, processor = theirs("zoedepth", place)
+    with torch.no_grad():
+        inputs = processor(images=[picture.copy() for picture in pictures], return_tensors="pt")[
+            "pixel_values"
+        ]
+        alone = [model(inputs[i : i + 1]) for i in range(3)]
+        together = model(inputs).predicted_depth[2]
+    assert len({int(each.domain_logits.argmax()) for each in alone}) == 2
+    assert not torch.allclose(together, alone[2].predicted_depth[0], rtol=0.01)  # theirs votes over the batch
+    chosen = build("zoedepth", weights=str(place))
+    for picture, one in zip(pictures, chosen.detect_many(pictures), strict=True):
+        assert np.array_equal(one, chosen.detect(picture))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_half_is_near(folder: Folder, name: str) -> None:
     picture = photo("coffee")
@@ -214,7 +247,8 @@ def test_half_is_near(folder: Folder, name: str) -> None:
     if name in DEPTH:
         assert np.abs(full.astype(int) - half).mean() < 3
     elif name in SEMANTIC:
-        assert (full != half).any(axis=-1).mean() < 0.1
+        limit = 0.1 if name in ("segformer", "upernet") else 0.5  # others cut their attention at a threshold
+        assert (full != half).any(axis=-1).mean() < limit
     else:
         assert half.any()
 
@@ -231,6 +265,7 @@ def test_a_folder_runs_with_the_network_closed(
     monkeypatch.setattr(socket, "socket", closed)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()  # noqa: NPY002
     kept = picture.copy()
+    free()
     capfd.readouterr()
     assert chosen.detect(picture).any()
     assert capfd.readouterr().out == ""
