@@ -56,7 +56,7 @@ def hed() -> Any:
 
 
 def pidinet() -> Any:
-    return spread(auxiliary("pidi").pidinet(), 1.0, 2.2)
+    return spread(auxiliary("pidi").pidinet(), 1.0, 1.8)
 
 
 def teed() -> Any:
@@ -74,7 +74,7 @@ def lineart_anime() -> Any:
 
 
 def mlsd() -> Any:
-    return spread(auxiliary("mlsd.models.mbv2_mlsd_large").MobileV2_MLSD_Large(), 0.5, 1.0)
+    return spread(auxiliary("mlsd.models.mbv2_mlsd_large").MobileV2_MLSD_Large(), 0.5, 1.4)
 
 
 def midas() -> Any:
