@@ -26,7 +26,7 @@ def looked_at(photo: Image.Image, resolution: Resolution) -> Image.Image:
     """
     if resolution is None:
         return photo
-    side: object = TRAINED["sd1"] if resolution == "auto" else resolution
+    side: Any = TRAINED["sd1"] if resolution == "auto" else resolution
     if not isinstance(side, Integral) or isinstance(side, bool) or side < 1:
         raise ParameterError(
             "resolution",
