@@ -40,7 +40,7 @@ test-all: $(STAMP)  ## every test, the slow ones too
 check: $(STAMP)  ## what a change must pass: format, lint, types, quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python scripts/typecheck.py
+	$(BIN)/python tools/typecheck.py
 	@$(PYTEST)
 
 format: $(STAMP)  ## let ruff format and mend
@@ -48,7 +48,7 @@ format: $(STAMP)  ## let ruff format and mend
 	$(BIN)/ruff check --fix .
 
 types: $(STAMP)  ## pyright alone
-	$(BIN)/python scripts/typecheck.py
+	$(BIN)/python tools/typecheck.py
 
 bench: $(STAMP)  ## every benchmark, one table each
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

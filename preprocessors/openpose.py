@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import ParameterError
+from controlkit.extras import needed
 from controlkit.preprocessors.auxiliary import ANNOTATORS, Auxiliary, auxiliary
 from controlkit.preprocessors.base import Pixels, option
 from controlkit.preprocessors.statefiles import filled, in_float32
@@ -59,6 +60,8 @@ class OpenPose(Auxiliary):
 
     def assemble(self, paths: tuple[Path, ...]) -> Any:
         places = dict(zip(self.wanted(), paths, strict=True))
+        if self.hands:
+            needed("matplotlib", "the colours of hands need matplotlib", "matplotlib")
         before = os.environ.get(_SWITCH)
         whole = auxiliary("open_pose")  # sets a switch, which would hide faults of other programs
         if before is None:

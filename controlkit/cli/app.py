@@ -53,8 +53,9 @@ def _register() -> None:
     from controlkit.cli.inspecting import inspect
     from controlkit.cli.models import models
     from controlkit.cli.preprocess import preprocess
+    from controlkit.cli.ui import ui
 
-    for command in (demo, generate, preprocess, detectors, check_map, inspect, convert, models):
+    for command in (demo, generate, preprocess, detectors, check_map, inspect, convert, models, ui):
         app.command(no_args_is_help=command in (generate, preprocess, check_map, inspect, convert))(command)
 
 

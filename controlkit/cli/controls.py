@@ -73,6 +73,11 @@ class Sources:
         )
 
 
+def is_hub(text: str) -> bool:
+    """Whether a text that is no path here is a hub id, ``owner/name``."""
+    return bool(_HUB.fullmatch(text))
+
+
 def parse_control(text: str, sources: Sources) -> dict[str, Any]:
     """The arguments of a `ControlRecipe`, from one ``--control``.
 

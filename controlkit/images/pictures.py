@@ -158,9 +158,16 @@ def _is_srgb(profile: bytes) -> bool:
     return "srgb" in name.lower()
 
 
+def _may_be_transparent(image: Image.Image) -> bool:
+    """As Pillow 10.1's ``has_transparency_data``, which the web UIs' older ones lack."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return True
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
 def _opaque(image: Image.Image, background: Background, what: str, notes: list[str] | None) -> Image.Image:
     """Lay transparent pixels on the background."""
-    if not image.has_transparency_data:
+    if not _may_be_transparent(image):
         return image
     straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     layer = (image.convert(straight) if straight else image).convert("RGBA")

@@ -31,7 +31,7 @@ Progress = Callable[[int, int, int], None]
 """Called after each step with the number of the picture, the steps done, and the steps of one picture."""
 
 Watch = Callable[[Any], AbstractContextManager[Any]]
-"""What to enter around each picture: given the pipeline, with the scheduler that this picture is made with."""
+"""What to enter around each picture, made from the pipeline with the scheduler that the picture gets."""
 
 _PACKAGES = ("controlkit", "torch", "diffusers", "transformers", "numpy", "pillow")
 

@@ -84,7 +84,7 @@ def sources() -> dict[str, ast.Module]:
         ROOT,
         ROOT / "adapters",
         ROOT / "preprocessors",
-        *(ROOT.parent / n for n in ("examples", "scripts")),
+        *(ROOT.parent / n for n in ("examples", "scripts", "tools")),
     )
     files = {file.resolve() for folder in folders for file in folder.rglob("*.py")}
     assert len(files) > 80

@@ -17,10 +17,10 @@ OURS = [info for info in detectors() if info.owner == "controlkit"]
 
 
 def test_the_page_is_what_the_table_says() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "detector_page.py"))
+    script = runpy.run_path(str(ROOT / "tools" / "detector_page.py"))
     begin, end = script["BEGIN"], script["END"]
     listed = begin + PAGE.split(begin)[1].split(end)[0]
-    assert listed == script["part"](), "run scripts/detector_page.py"
+    assert listed == script["part"](), "run tools/detector_page.py"
 
 
 def test_every_detector_has_a_paragraph_and_a_source_or_needs_none() -> None:

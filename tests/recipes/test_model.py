@@ -131,7 +131,7 @@ def test_sixteen_bit_maps_are_embedded_exactly() -> None:
 
 def test_the_published_schema_is_that_of_the_model() -> None:
     published = json.loads((ROOT / "docs" / "recipe.schema.json").read_text())
-    assert published == ck.Recipe.model_json_schema(), "run: python scripts/recipe_schema.py"
+    assert published == ck.Recipe.model_json_schema(), "run: python tools/recipe_schema.py"
 
 
 numbers = st.floats(-2, 2, allow_nan=False)

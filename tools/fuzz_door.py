@@ -1,7 +1,7 @@
 """Throw bad files at the one door for weights, and count what becomes of them.
 
-    python scripts/fuzz_door.py mutate --count 10000            # changed files of every format, a table
-    python scripts/fuzz_door.py guided --seconds 1800 --corpus FOLDER   # guided by coverage; needs atheris
+    python tools/fuzz_door.py mutate --count 10000            # changed files of every format, a table
+    python tools/fuzz_door.py guided --seconds 1800 --corpus FOLDER   # guided by coverage; needs atheris
 
 `docs/fuzzing.md` has the figures of the last runs.
 """

@@ -1,0 +1,35 @@
+"""Which nodes there are, by the names that workflows keep: these must not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlkit.hosts.comfy.detectors import detector_nodes
+from controlkit.hosts.comfy.guiding import GuideClass, GuidePicture
+from controlkit.hosts.comfy.nodes import (
+    Apply,
+    ApplyUni,
+    EmbeddedControl,
+    EmbeddedModel,
+    EmbeddedScene,
+    LoadControl,
+    ShowReport,
+)
+
+_OWN: dict[str, tuple[Any, str]] = {
+    "ControlKitLoad": (LoadControl, "Load control"),
+    "ControlKitApply": (Apply, "Apply control"),
+    "ControlKitApplyUni": (ApplyUni, "Apply Uni-ControlNet"),
+    "ControlKitGuide": (GuidePicture, "Guide by colour, edges or region"),
+    "ControlKitGuideClass": (GuideClass, "Guide by class"),
+    "ControlKitReport": (ShowReport, "Report"),
+    "ControlKitEmbeddedModel": (EmbeddedModel, "Embedded model"),
+    "ControlKitEmbeddedControl": (EmbeddedControl, "Embedded control"),
+    "ControlKitEmbeddedScene": (EmbeddedScene, "Embedded scene"),
+}
+_DETECTORS = detector_nodes()
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {name: node for name, (node, _) in _OWN.items()} | _DETECTORS
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    name: f"{title} (ControlKit)" for name, (_, title) in _OWN.items()
+} | {name: f"Detect {name.removeprefix('ControlKitDetect').lower()} (ControlKit)" for name in _DETECTORS}

@@ -1,0 +1,298 @@
+"""How what controls add gets into the U-Net of a web UI: by hooks on its blocks.
+
+No method is replaced. A hook before the U-Net asks the engine what is to be added; hooks on the blocks add
+it: after a block of the encoder (T2I-Adapter), after the middle block, and before a block of the decoder to
+those channels of its input that are the skip (ControlNet); a hook after the U-Net adds guidance. Whatever
+goes wrong in one of them, all are removed before the error is passed on.
+
+Guidance is added to what the U-Net predicts, the same on every row, so that it comes out of classifier-free
+guidance unchanged, under every sampler, whether that goes by predicted pictures or by predicted noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from controlkit.contracts import Residuals, RunInfo, Step, Target
+from controlkit.engine import Entry, Session
+from controlkit.hosts.hooks import Hook
+from controlkit.hosts.webui.calls import Announced
+from controlkit.residuals import from_noise_shift, to_noise
+
+_NAMES = ("x", "timesteps", "context", "y")
+_AT = {name: place for place, name in enumerate(_NAMES)}
+
+
+class Controlled:
+    """Controls in force on one U-Net, for one sampling.
+
+    Args:
+        unet: LDM's or sgm's ``UNetModel``.
+        target: The same, described.
+        entries: The controls.
+        alpha_bar: ᾱ of an announced noise level.
+        decode: Clean latents to pixels, for guidance.
+        recompute: For guidance that saves memory; None: there is no such way here.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        target: Target,
+        entries: Sequence[Entry],
+        *,
+        alpha_bar: Callable[[Announced], float],
+        decode: Callable[[Tensor], Tensor] | None = None,
+        recompute: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.target, self.entries = target, tuple(entries)
+        self._unet, self._alpha_bar, self._decode, self._recompute = unet, alpha_bar, decode, recompute
+        self._guides = any("noise" in entry.control.slots for entry in entries)
+        self._sessions: dict[tuple[int, ...], Session] = {}
+        self._handles: list[Any] = []
+        self._announced: Announced | None = None
+        self._failure: Exception | None = None
+        self._adding = Residuals()
+        self._step: tuple[Step, Session] | None = None
+        self._shift: Tensor | None = None
+        self._replaying = False
+
+    # --- coming and going ---------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put the hooks in place."""
+        unet, add = self._unet, self._handles.append
+        add(unet.register_forward_hook(Hook(self._after), with_kwargs=True, always_call=True))  # the first
+        add(unet.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
+        depth = len(self.target.skip_channels)
+        for number, position in enumerate(self.target.encoder_positions):
+            if position < depth:
+                block = unet.input_blocks[position]
+                add(block.register_forward_hook(Hook(self._guarded(self._feature(number)))))
+        add(unet.middle_block.register_forward_hook(Hook(self._guarded(self._middle))))
+        for place, block in enumerate(unet.output_blocks):
+            skip = self._guarded(self._skip(depth - 1 - place))
+            add(block.register_forward_pre_hook(Hook(skip)))
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._handles)
+
+    def remove(self) -> None:
+        """Take the hooks away and end the run; harmless when called twice."""
+        self._take_away(keep=0)
+
+    def _take_away(self, keep: int) -> None:
+        while len(self._handles) > keep:
+            self._handles.pop().remove()
+        sessions, self._sessions = self._sessions, {}
+        self._announced, self._step, self._shift, self._adding = None, None, None, Residuals()
+        for session in sessions.values():
+            session.close()
+
+    def announce(self, step: Announced) -> None:
+        """Tell what the U-Net is about to be called for."""
+        self._announced, self._shift = step, None
+
+    def fail(self, error: Exception) -> None:
+        """Have the next call of the U-Net raise this, where the web UI cannot overlook it."""
+        self._failure = error
+
+    # --- one call of the U-Net ----------------------------------------------------------------------------
+
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except BaseException:
+                self.remove()
+                raise
+
+        return call
+
+    def _before(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._replaying:
+            return None
+        try:
+            return self._asked(args, kwargs)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._step, self._adding = None, Residuals()
+        if self._failure is not None:
+            raise self._failure
+        given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
+        x: Tensor = given["x"]
+        here = self._announced
+        branches = None if here is None else here.take(x.shape[0])
+        if here is None or branches is None:
+            return None  # a call of someone else's
+        sized: Tensor | None = given.get("y")
+        prompt: Tensor | None = given.get("context")
+        step = Step(
+            index=here.index,
+            count=here.count,
+            timestep=given["timesteps"].float(),
+            latents=x[:, : self.target.channels],
+            prompt=prompt,
+            tokens=prompt,
+            branches=branches,
+            added={} if sized is None else {"embedded": sized},
+            alpha_bar=self._alpha_bar(here),
+        )
+        session = self._session(step)
+        contribution = session.before(step)
+        self._adding = _of_rows(contribution.residuals, x.shape[0])
+        self._step = (step, session)
+        if contribution.tokens is prompt:
+            return None
+        place = _AT["context"]
+        if len(args) > place:
+            return (*args[:place], contribution.tokens, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "context": contribution.tokens}
+
+    def _session(self, step: Step) -> Session:
+        height, width = step.latents.shape[-2:]
+        key = (step.images, height, width, step.count)
+        if key not in self._sessions:
+            run = RunInfo(
+                target=self.target,
+                images=step.images,
+                height=height,
+                width=width,
+                steps=step.count,
+                device=step.latents.device,
+                dtype=step.latents.dtype,
+                decode=self._decode,
+                recompute=self._recompute,
+            )
+            self._sessions[key] = Session(self.entries, run)
+        return self._sessions[key]
+
+    def _after(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._replaying:
+            return None
+        under_way, self._step = self._step, None
+        if output is None:  # the U-Net raised, and torch goes through these very hooks: this one stays, idle
+            self._take_away(keep=1)
+            return None
+        if under_way is None or not self._guides:
+            self._adding = Residuals()
+            return None
+        try:
+            given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
+            return self._guided(output, *under_way, given)
+        except BaseException:
+            self.remove()
+            raise
+        finally:
+            self._adding = Residuals()
+
+    # --- the blocks ---------------------------------------------------------------------------------------
+
+    def _feature(self, number: int) -> Callable[..., Any]:
+        def add(_block: Any, _args: Any, output: Tensor) -> Tensor | None:
+            features = self._adding.encoder
+            return output + features[number].to(output) if number < len(features) else None
+
+        return add
+
+    def _middle(self, _block: Any, _args: Any, output: Tensor) -> Tensor:
+        middle, features = self._adding.mid, self._adding.encoder
+        if middle is not None:
+            output = output + middle.to(output)
+        if len(features) == len(self.target.encoder_positions):
+            output = output + features[-1].to(output)
+        return output
+
+    def _skip(self, number: int) -> Callable[..., Any]:
+        channels = self.target.skip_channels[number]
+
+        def add(_block: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not self._adding.skips:
+                return None
+            h: Tensor = args[0]
+            skip = h[:, -channels:] + self._adding.skips[number].to(h)
+            return torch.cat([h[:, :-channels], skip], dim=1), *args[1:]
+
+        return add
+
+    # --- guidance -----------------------------------------------------------------------------------------
+
+    def _guided(self, output: Tensor, step: Step, session: Session, given: dict[str, Any]) -> Tensor:
+        """The prediction of all rows with the shift in it, which the conditional rows are asked for first."""
+        channels, images = self.target.channels, step.images
+        part = step
+        if "cond" in step.branches:
+            first = step.branches.index("cond") * images
+            rows = slice(first, first + images)
+            part = dataclasses.replace(
+                step,
+                timestep=step.timestep[rows],
+                latents=step.latents[rows],
+                prompt=None,
+                tokens=None,
+                branches=("cond",),
+                added={name: value[rows] for name, value in step.added.items()},
+            )
+            if self._shift is None:
+                again = self._again(part, rows, given)
+                shift = session.shift(output[rows, :channels].float(), dataclasses.replace(part, again=again))
+                self._shift = None if shift is None else from_noise_shift(shift, part, self.target)
+        if self._shift is None:
+            return output
+        shifted = output[:, :channels] + self._shift.to(output).repeat(len(step.branches), 1, 1, 1)
+        return torch.cat([shifted, output[:, channels:]], dim=1) if output.shape[1] > channels else shifted
+
+    def _again(self, part: Step, rows: slice, given: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """The conditional rows once more, with what the controls added to them."""
+        adding = _cut(self._adding, rows)
+        x: Tensor = given["x"]
+
+        def noise(latents: Tensor) -> Tensor:
+            before, self._adding, self._replaying = self._adding, adding, True
+            try:
+                own = {
+                    name: value[rows] if isinstance(value, Tensor) and value.shape[0] == x.shape[0] else value
+                    for name, value in given.items()
+                }
+                beside = x[rows, self.target.channels :]
+                noisy = latents.to(x.dtype)
+                own["x"] = torch.cat([noisy, beside], dim=1) if beside.shape[1] else noisy
+                predicted: Tensor = self._unet(**own)
+            finally:
+                self._adding, self._replaying = before, False
+            here = dataclasses.replace(part, latents=latents)
+            return to_noise(predicted[:, : self.target.channels].to(latents.dtype), here, self.target)
+
+        return noise
+
+
+def _of_rows(residuals: Residuals, rows: int) -> Residuals:
+    """With one row each for every row of the call."""
+
+    def full(tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape[0] == rows else tensor.expand(rows, -1, -1, -1)
+
+    return Residuals(
+        tuple(map(full, residuals.skips)),
+        None if residuals.mid is None else full(residuals.mid),
+        tuple(map(full, residuals.encoder)),
+    )
+
+
+def _cut(residuals: Residuals, rows: slice) -> Residuals:
+    return Residuals(
+        tuple(skip[rows] for skip in residuals.skips),
+        None if residuals.mid is None else residuals.mid[rows],
+        tuple(feature[rows] for feature in residuals.encoder),
+    )

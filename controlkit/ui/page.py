@@ -1,0 +1,307 @@
+"""The page: Gradio's blocks over the service, mounted into the application of the API."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from controlkit import __version__
+from controlkit.errors import ControlKitError
+from controlkit.recipes import write
+from controlkit.ui import fields, listing, presets, style, widgets
+from controlkit.ui.panels import Panel, guide_panel, unit_panel
+from controlkit.ui.service import Service
+from controlkit.ui.settings import GUIDES, NO_SCHEDULER, UNITS, Guide, Page, Unit
+
+BEAT = 0.1
+"""Seconds between two looks at a job."""
+
+_MAIN = 10
+"""Fields of `Page` before ``rest``."""
+
+
+def page_from(values: tuple[Any, ...]) -> Page:
+    """The page's settings from the values of its widgets, in order."""
+    page = Page(*values[: _MAIN + 1])
+    at = _MAIN + 1
+    wide, narrow = len(dataclasses.fields(Unit)), len(dataclasses.fields(Guide))
+    page.units = [Unit(*values[at + k * wide : at + (k + 1) * wide]) for k in range(UNITS)]
+    at += UNITS * wide
+    page.guides = [Guide(*values[at + k * narrow : at + (k + 1) * narrow]) for k in range(GUIDES)]
+    return page
+
+
+def values_of(page: Page, service: Service, ticks: int) -> list[Any]:
+    """The values of all widgets that show these settings: the reverse of `page_from`, and the drawings."""
+    values = [getattr(page, each.name) for each in dataclasses.fields(Page)[: _MAIN + 1]]
+    for unit in page.units:
+        values += [getattr(unit, each.name) for each in dataclasses.fields(Unit)]
+    for guide in page.guides:
+        values += [getattr(guide, each.name) for each in dataclasses.fields(Guide)]
+    for unit in page.units:
+        values += [widgets.drawing(unit.image, unit.mask), ticks]
+    return values
+
+
+def generate(service: Service, page: Page) -> Iterator[tuple[str, str, str, str]]:
+    """Make the pictures of a page, and tell how far they are.
+
+    Yields:
+        The stage, the job's name, the gallery, and the report.
+    """
+    shown = style.gallery([path.name for path in service.places.pictures()])
+    try:
+        job = service.jobs.submit(fields.recipe_of(page, service.places))
+    except ControlKitError as error:
+        yield style.problem(error), "", shown, ""
+        return
+    try:
+        version = -1
+        while not job.finished:
+            if job.version != version:
+                version = job.version
+                yield style.stage(job, service.jobs.ahead(job)), job.id, shown, style.reports(job.made)
+            job.over.wait(BEAT)
+    finally:
+        if not job.finished:  # the browser went away
+            service.jobs.cancel(job.id)
+    shown = style.gallery([path.name for path in service.places.pictures()])
+    yield style.stage(job), "", shown, style.reports(job.made)
+
+
+def code_of(service: Service, page: Page) -> str:
+    """The page as Python, once the pictures that it reads are beside the results."""
+    from controlkit.ui.python import as_python
+
+    code, files = as_python(fields.recipe_of(page, service.places), models=service.places.models)
+    for name, content in files.items():
+        if not (service.places.inputs / name).exists():
+            write(service.places.inputs / name, content, force=True)
+    folder = f"# Run it in {service.places.output.name}/, where its inputs/ lie.\n" if files else ""
+    return folder + code
+
+
+def restored(service: Service, content: bytes) -> Page:
+    """The page that a picture or a recipe was made with.
+
+    Raises:
+        ControlKitError: There is no recipe in it, or one that the page has no room for.
+    """
+    return fields.page_of(service.recipe_of(content), service.places)
+
+
+def build(service: Service) -> gr.Blocks:
+    """The blocks of the page.
+
+    Args:
+        service: What the server can do.
+    """
+    with gr.Blocks(title="controlkit", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as blocks:
+        gr.Markdown(f"# controlkit\n{__version__} · [HTTP API](/api/docs)", elem_id="title")
+        job = gr.State("")
+        with gr.Row(elem_classes="ck-columns"):
+            with gr.Column(scale=6, min_width=320):
+                main, panels = _settings(service)
+            with gr.Column(scale=5, min_width=320):
+                result = _results(service)
+        inputs = [*main, *(value for panel in panels for value in panel.values)]
+        _wire(service, blocks, job, inputs, panels, result)
+    return blocks
+
+
+def _settings(service: Service) -> tuple[list[Any], list[Panel]]:
+    own = Page(model=service.model)
+    prompt = gr.Textbox(own.prompt, label="Prompt", lines=2, elem_id="prompt")
+    with gr.Accordion("Model and sampling", open=True):
+        with gr.Row(elem_classes="ck-pair"):
+            model = gr.Dropdown(
+                listing.models(service.places),
+                value=own.model,
+                label="Model",
+                info="embedded:base, a folder below the folder of models, or hub:OWNER/NAME",
+                allow_custom_value=True,
+                elem_id="model",
+                scale=2,
+            )
+            scheduler = gr.Dropdown(
+                [NO_SCHEDULER, *listing.SCHEDULERS],
+                value=own.scheduler,
+                label="Scheduler",
+                allow_custom_value=True,
+                elem_id="scheduler",
+            )
+        with gr.Row():
+            steps = gr.Slider(1, 100, own.steps, step=1, label="Steps", elem_id="steps")
+            guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance scale", elem_id="cfg")
+        with gr.Row():
+            small: dict[str, Any] = {"min_width": 60}
+            seed = gr.Textbox("0", label="Seed", elem_id="seed", max_lines=1, **small)
+            width = gr.Number(0, label="Width", step=8, precision=0, elem_id="width", **small)
+            height = gr.Number(0, label="Height", step=8, precision=0, elem_id="height", **small)
+            images = gr.Number(
+                1, label="Pictures", minimum=1, maximum=16, precision=0, elem_id="images", **small
+            )
+        gr.Markdown("Width and height of 0 are the model's own size.", elem_classes="ck-hint")
+        negative = gr.Textbox(label="Negative prompt", elem_id="negative")
+    rest = gr.State({})
+    frame, panels = [model, width, height], list[Panel]()
+    with gr.Tabs(elem_id="units"):
+        for number in range(1, UNITS + 1):
+            with gr.Tab(f"Control {number}", id=f"unit{number}"):
+                panels.append(unit_panel(number, service, frame))
+        for number in range(1, GUIDES + 1):
+            with gr.Tab(f"Guidance {number}", id=f"guide{number}"):
+                panels.append(guide_panel(number))
+    main = [prompt, negative, model, scheduler, steps, seed, width, height, guidance, images, rest]
+    return main, panels
+
+
+def _results(service: Service) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    with gr.Row(elem_id="actions"):
+        made["go"] = gr.Button("Generate", variant="primary", elem_id="go", scale=3)
+        made["cancel"] = gr.Button("Cancel", variant="stop", elem_id="cancel", scale=1)
+    made["stage"] = gr.HTML(style.stage(None), elem_id="stage")
+    made["report"] = gr.Textbox(
+        label="Report", lines=3, max_lines=12, interactive=False, elem_id="report", buttons=["copy"]
+    )
+    with gr.Accordion("Pictures", open=True):
+        made["gallery"] = gr.HTML("", elem_id="gallery")
+    made["file"] = gr.File(
+        label="Drop a picture here: it restores all settings",
+        file_types=[".png", ".json"],
+        height=140,
+        elem_id="restore",
+    )
+    made["said"] = gr.Markdown(elem_id="said")
+    with gr.Accordion("Presets", open=False):
+        with gr.Row():
+            made["preset"] = gr.Dropdown(
+                presets.names(service.places), value=None, label="Preset", elem_id="preset"
+            )
+            made["load"] = gr.Button("Load", size="sm", elem_id="preset-load")
+        with gr.Row():
+            made["name"] = gr.Textbox(
+                label="Name", info="default: what the page begins with", max_lines=1, elem_id="preset-name"
+            )
+            made["save"] = gr.Button("Save", size="sm", elem_id="preset-save")
+    with gr.Accordion("Copy as Python", open=False, elem_id="python-open"):
+        made["write"] = gr.Button("Write the code", size="sm", elem_id="write")
+        made["code"] = gr.Code(language="python", interactive=False, elem_id="code", label="Python")
+    return made
+
+
+def _wire(
+    service: Service, blocks: Any, job: Any, inputs: list[Any], panels: list[Panel], made: dict[str, Any]
+) -> None:
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    everything = [*inputs, *(other for panel in panels for other in panel.others)]
+    outputs = [*everything, made["said"]]
+
+    def run(*values: Any) -> Iterator[Any]:
+        yield from generate(service, page_from(values))
+
+    def stop(key: str) -> None:
+        if key:
+            service.jobs.cancel(key)
+
+    fills = itertools.count(1)
+
+    def fill(page: Page, said: str) -> list[Any]:
+        return [*values_of(page, service, next(fills)), said]
+
+    def tried(act: Any, said: str) -> list[Any]:
+        try:
+            return fill(act(), said)
+        except ControlKitError as error:
+            raise gr.Error(str(error), title="Cannot be restored", print_exception=False) from None
+
+    def drop(path: str | None) -> Any:
+        if path is None:
+            return [gr.skip()] * len(outputs)
+        return tried(
+            lambda: restored(service, Path(path).read_bytes()), "All settings are those of the picture."
+        )
+
+    def save(name: str, *values: Any) -> tuple[Any, str]:
+        try:
+            presets.save(service.places, name.strip(), fields.recipe_of(page_from(values), service.places))
+        except ControlKitError as error:
+            raise gr.Error(str(error), title="Not saved", print_exception=False) from None
+        return gr.update(
+            choices=presets.names(service.places), value=name.strip()
+        ), f"Saved as {name.strip()}."
+
+    def load(name: str | None) -> Any:
+        if not name:
+            return [gr.skip()] * len(outputs)
+        recipe: Any = lambda: fields.page_of(presets.load(service.places, name), service.places)  # noqa: E731
+        return tried(recipe, f"Loaded {name}.")
+
+    def code(*values: Any) -> str:
+        try:
+            return code_of(service, page_from(values))
+        except ControlKitError as error:
+            raise gr.Error(str(error), title="No code", print_exception=False) from None
+
+    def begin() -> Any:
+        service.jobs.warm(service.model)
+        return style.gallery([path.name for path in service.places.pictures()])
+
+    shown = [made["stage"], job, made["gallery"], made["report"]]
+    made["go"].click(run, inputs, shown, concurrency_limit=8, **quiet)
+    made["go"].click(None, js=style.TO_THE_STAGE)
+    made["cancel"].click(stop, job, None, concurrency_limit=8, **quiet)
+    made["file"].upload(drop, made["file"], outputs, **quiet)
+    made["save"].click(save, [made["name"], *inputs], [made["preset"], made["said"]], **quiet)
+    made["load"].click(load, made["preset"], outputs, **quiet)
+    made["write"].click(code, inputs, made["code"], **quiet)
+    blocks.load(begin, None, made["gallery"], **quiet)
+    if presets.DEFAULT in presets.names(service.places):
+        blocks.load(lambda: load(presets.DEFAULT), None, outputs, **quiet)
+    else:
+        ticks = [panel.others[1] for panel in panels if panel.others]
+        blocks.load(lambda: [1] * len(ticks) if len(ticks) > 1 else 1, None, ticks, **quiet)
+
+
+def mount(app: Any, service: Service) -> Any:
+    """The application with the page at its root.
+
+    Args:
+        app: The application of `controlkit.ui.api`.
+        service: What the server can do.
+    """
+    _close_the_network()
+    return gr.mount_gradio_app(
+        app,
+        build(service),
+        path="/",
+        server_name="127.0.0.1",
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        max_file_size="40mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        css=style.CSS,
+        head=style.PHONE,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
+
+
+def _close_the_network() -> None:
+    """Gradio fetches an address where a client names one in place of a file; here it cannot."""
+    from gradio import processing_utils
+
+    async def refuse(url: str, *_more: Any, **_others: Any) -> Any:
+        raise gr.Error("nothing is fetched: upload the file", print_exception=False)
+
+    for name in ("async_ssrf_protected_get", "async_ssrf_protected_download"):
+        setattr(processing_utils, name, refuse)

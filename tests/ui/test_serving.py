@@ -1,0 +1,78 @@
+"""``controlkit ui`` as a process: what it prints, what it answers, how it ends; and what it refuses to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from controlkit.cli import main
+from controlkit.ui import listing
+from controlkit.ui.places import Places
+
+CODE = "from controlkit.cli import main; import sys; sys.exit(main())"
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CODE, "ui", "--no-page", "--port", "0", "--json", "--out", "pictures"]
+    started = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    try:
+        assert started.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            line = started.stdout.readline()
+            assert line, started.communicate()[1]
+            text += line
+        told = json.loads(text)
+        assert told["address"].startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{told['address']}api/version", timeout=30) as answer:
+            assert json.load(answer)["jobs"]["submitted"] == 0
+        assert not (tmp_path / "pictures").exists()
+    finally:
+        started.send_signal(signal.SIGINT)
+        _, errors = started.communicate(timeout=60)
+    assert started.returncode in (0, 130)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--host", "0.0.0.0"), "CONTROLKIT_TOKEN"),
+        (("--host", "0.0.0.0", "--token", "short"), "at least 16"),
+        (("--models", "absent"), "no folder absent"),
+        (("--port", "70000"), "65535"),
+        (("--host", "203.0.113.9", "--token", "a" * 20, "--no-page"), "free port"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONTROLKIT_TOKEN", raising=False)
+    assert main(["ui", *arguments]) == 2
+    assert says in capfd.readouterr().err
+
+
+def test_the_folder_of_models_is_listed(tmp_path: Path) -> None:
+    for name in ("net.safetensors", "deep/er/net.pt", "pipe/unet/x.safetensors", "layout/x.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    (tmp_path / "layout" / "config.json").write_text("{}")
+    (tmp_path / ".hidden.safetensors").write_bytes(b"")
+    places = Places(tmp_path / "out", tmp_path)
+    assert listing.models(places) == ["embedded:base", "file:pipe"]
+    assert listing.controls(places)[-3:] == ["file:deep/er/net.pt", "file:layout", "file:net.safetensors"]
