@@ -107,6 +107,7 @@ def test_the_clip_that_measures_finds_the_captions_of_rendered_pictures(scenes: 
         judge.retrieval(pictures, [captions[0]] * COUNT)
 
 
+@pytest.mark.slow
 def test_every_way_of_guidance_makes_what_was_wanted_likelier(pipe: Any, scenes: list[embedded.Scene]):
     """Eight pictures of each way, ten steps, judged by networks that did not guide."""
     some = scenes[:8]
