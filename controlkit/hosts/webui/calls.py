@@ -61,13 +61,14 @@ def announced(params: Any) -> Announced:
             expected="one picture at once, or no AND",
             fix="Set the batch size to 1, and the batch count to as many as you want.",
         )
+    first: tuple[Branch, ...] = ("cond",)
     last: tuple[Branch, ...] = ("uncond",) if others == images else ("image", "uncond")
     count = max(int(denoiser.total_steps or 1), 1)
     return Announced(
         index=min(int(denoiser.step), count - 1),
         count=count,
         images=images,
-        branches=(*("cond",) * (prompts // images), *last),
+        branches=first * (prompts // images) + last,
         level=float(params.sigma.flatten()[0]),
         timestep=hasattr(denoiser, "alphas"),  # the samplers of the original code go by timesteps
     )

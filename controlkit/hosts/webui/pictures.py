@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from typing import Any
+from typing import Any, cast
 
 from controlkit.errors import ParameterError
 from controlkit.images.files import open_image
@@ -26,10 +26,11 @@ def read(value: Any, name: str) -> Any:
         ParameterError: Something else.
         HintError: No picture, or one that is too large.
     """
-    if isinstance(value, dict) and ("image" in value or "background" in value):
-        return read(value.get("image", value.get("background")), name)
+    if isinstance(value, dict):
+        drawn = cast("dict[str, Any]", value)
+        return read(drawn.get("image", drawn.get("background")), name)
     if isinstance(value, list | tuple):
-        found = [read(entry, name) for entry in value if entry is not None]
+        found = [read(entry, name) for entry in cast("list[Any]", value) if entry is not None]
         return found or None
     if isinstance(value, str):
         return _sent(value, name) if value.strip() else None

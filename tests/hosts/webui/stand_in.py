@@ -1,4 +1,4 @@
-"""Stand-ins for the parts of the web UI that our code touches, with the contract of 1.10.1 and nothing more."""
+"""Stand-ins for the parts of the web UI that our code touches, as they are in 1.10.1."""
 
 from __future__ import annotations
 

@@ -126,6 +126,8 @@ def test_two_units_sum() -> None:
         got = unet(*given)
         now.remove()
         skips = tuple(0.5 * p + q for p, q in zip(a.skips, b.skips, strict=True))
+        assert a.mid is not None
+        assert b.mid is not None
         total = Residuals(skips, 0.5 * a.mid + b.mid)
         assert torch.allclose(got, by_hand(unet, *given, added=total, features=f), atol=1e-6)
 

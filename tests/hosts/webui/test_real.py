@@ -104,20 +104,20 @@ def test_our_unit_and_the_python_api_give_the_same_latents(webui: Server, name: 
 
 
 def guided(**more: Any) -> dict[str, Any]:
-    return {"function": "color", "color": "blue", "strength": 8.0, "normalize": True, **more}
+    return {"function": "color", "color": "blue", "strength": 0.5, "normalize": True, **more}
 
 
 @pytest.mark.parametrize("more", [{}, {"start": 0.5}, {"through_unet": True}])
 def test_guidance_is_that_of_the_python_api(webui: Server, more: dict[str, Any]) -> None:
     made = webui.make(unit(), guided(**more))
-    phi = ck.Guidance(ck.guidance.color(), "blue", scale=8.0, normalize=True, **more)
+    phi = ck.Guidance(ck.guidance.color(), "blue", scale=0.5, normalize=True, **more)
     assert apart(made.latents, loop(webui, made, module(webui, A).on(MAP), phi)) < CLOSE
     assert apart(made.latents, webui.make(unit()).latents) > 0.05
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "DPM++ 2M", "Heun", "Euler a", "UniPC"])
 def test_every_sampler_can_be_guided(webui: Server, sampler: str) -> None:
-    plain, made = (webui.make(*units, sampler_name=sampler) for units in ([], [guided()]))
+    plain, made = (webui.make(*units, sampler_name=sampler) for units in ([], [guided(strength=8.0)]))
     blue = [picture.pixels[..., 2].mean() - picture.pixels[..., 0].mean() for picture in (plain, made)]
     assert blue[1] > blue[0] + 0.5
 
@@ -226,7 +226,7 @@ def test_the_units_are_in_the_pictures_parameters(webui: Server) -> None:
         '"', ""
     )
     assert f"ControlKit 1: model={B}; detector=canny" in made.infotext.replace('"', "")
-    assert "ControlKit guidance: function=color; color=blue; strength=8; normalize=True" in made.infotext
+    assert "ControlKit guidance: function=color; color=blue; strength=0.5; normalize=True" in made.infotext
 
 
 def test_nothing_is_reported_as_broken(webui: Server) -> None:
