@@ -17,6 +17,7 @@ from controlkit.preprocessors.color import Color
 from controlkit.preprocessors.depth import Depth
 from controlkit.preprocessors.depth_anything import DepthAnything
 from controlkit.preprocessors.dpt import Dpt
+from controlkit.preprocessors.dwpose import DwPose
 from controlkit.preprocessors.embedded import EmbeddedDepth, EmbeddedSegmentation
 from controlkit.preprocessors.grabcut import GrabCut
 from controlkit.preprocessors.hed import Hed
@@ -86,6 +87,7 @@ BUILT_IN: tuple[type[Detector], ...] = (
     Zoe,
     NormalBae,
     OpenPose,
+    DwPose,
     MediaPipeFace,
     Sam,
     DepthAnything,
