@@ -115,9 +115,9 @@ def pipeline(family: tiny.Family = "sd1", **parts: Any) -> Any:
     parts = {"image_encoder": encoder(), **parts}
     if parts["image_encoder"] is not None:
         size = {"height": PIXELS, "width": PIXELS}
-        parts["feature_extractor"] = transformers.CLIPImageProcessor(
-            size={"shortest_edge": PIXELS}, crop_size=size
-        )
+        # Pillow's resizing, as the models were trained with; beside torchvision the plain name is another's.
+        pillow: Any = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+        parts["feature_extractor"] = pillow(size={"shortest_edge": PIXELS}, crop_size=size)
     return tiny.pipeline(family, **parts)
 
 
