@@ -323,7 +323,10 @@ def test_interrupted(tmp_path: Path, workers: int) -> None:
     noise(400).save(tmp_path / "photos" / "0.png")
     for i in range(1, 300):
         shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photos" / f"{i}.png")
-    command = "import sys; from controlkit.cli import main; sys.exit(main())"
+    command = (  # a background job of a shell has SIGINT ignored, and so have its children
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from controlkit.cli import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", command, "preprocess", "lineart", "photos", "-o", "out", "-j", str(workers)],
         cwd=tmp_path,
