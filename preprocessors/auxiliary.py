@@ -8,6 +8,7 @@ nothing is scaled; on photographs whose sides are multiples of 64 both give the 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
@@ -34,6 +35,8 @@ REQUIREMENT = "controlkit[detectors]"
 ANNOTATORS = "lllyasviel/Annotators"
 """The repository of the networks that the published ControlNets' training maps were made with."""
 MULTIPLE = 64
+_SWITCH = "KMP_DUPLICATE_LIB_OK"
+"""What its modules of poses set when they are imported; it would hide faults of other programs."""
 _ALIAS = "_controlkit_controlnet_aux"
 _IMPORTING = threading.RLock()
 
@@ -91,13 +94,20 @@ def quiet() -> Iterator[None]:
     import torch
 
     stream: Any = _Muted(sys.stdout)
-    with (
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
-        contextlib.redirect_stdout(stream),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    before = os.environ.get(_SWITCH)
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+            contextlib.redirect_stdout(stream),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(_SWITCH, None)
+        else:
+            os.environ[_SWITCH] = before
 
 
 class Kept(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,7 @@ from controlkit.preprocessors import wholebody
 from controlkit.preprocessors.auxiliary import auxiliary
 from controlkit.preprocessors.base import Pixels, option
 from controlkit.preprocessors.networks import Networked
-from controlkit.preprocessors.onnxfiles import REQUIREMENT, run, session, switch_kept
+from controlkit.preprocessors.onnxfiles import REQUIREMENT, run, session
 from controlkit.preprocessors.weightfiles import files_of, local_files
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ _ROWS = (1, wholebody.CELLS, 85)
 _PART = (None, 3, wholebody.CROP[1], wholebody.CROP[0])
 _ACROSS, _DOWN = ((None, wholebody.POINTS, side * wholebody.SPLIT) for side in wholebody.CROP)
 _FACE, _HANDS = slice(24, 92), (slice(92, 113), slice(113, 134))
-_SWITCH = "KMP_DUPLICATE_LIB_OK"
 _FAR = 4
 
 
@@ -113,7 +111,7 @@ class DwPose(Networked):
         )
 
     def detect(self, photo: Pixels) -> Pixels:
-        drawing = _drawing()
+        drawing = auxiliary("dwpose.util")
         if self.hands:
             needed("matplotlib", "drawing hands needs Matplotlib", self.extra)
         found = self.people(photo)
@@ -166,12 +164,3 @@ class DwPose(Networked):
             if "CUDAExecutionProvider" not in runtime.get_available_providers():
                 return torch.device("cpu")
         return super()._place()
-
-
-def _drawing() -> Any:
-    """controlnet-aux's drawing, whose package sets a switch that would hide faults of other programs."""
-    before = os.environ.get(_SWITCH)
-    try:
-        return auxiliary("dwpose.util")
-    finally:
-        switch_kept(_SWITCH, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -142,11 +141,3 @@ def _fits(wanted: Mapping[str, Shape], there: list[Any]) -> bool:
 
 def _said(shapes: Mapping[str, list[Any]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())[:200]
-
-
-def switch_kept(name: str, before: str | None) -> None:
-    """Set an environment variable back to what it was."""
-    if before is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from controlkit.preprocessors.statefiles import filled, in_float32
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_SWITCH = "KMP_DUPLICATE_LIB_OK"
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,7 @@ class OpenPose(Auxiliary):
         places = dict(zip(self.wanted(), paths, strict=True))
         if self.hands:
             needed("matplotlib", "the colours of hands need matplotlib", "matplotlib")
-        before = os.environ.get(_SWITCH)
-        whole = auxiliary("open_pose")  # sets a switch, which would hide faults of other programs
-        if before is None:
-            os.environ.pop(_SWITCH, None)
-        else:
-            os.environ[_SWITCH] = before
+        whole = auxiliary("open_pose")
         networks = auxiliary("open_pose.model")
         kinds = (
             (whole.Body, networks.bodypose_model),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from controlkit.preprocessors.auxiliary import ANNOTATORS, Auxiliary, auxiliary
 from controlkit.preprocessors.base import Pixels, option
+from controlkit.preprocessors.distance import near_white
 from controlkit.preprocessors.statefiles import filled
 
 if TYPE_CHECKING:
@@ -46,12 +45,4 @@ class Zoe(Auxiliary):
 
         pixels = torch.from_numpy(photo.copy()).float().to(next(detector.parameters()).device) / 255
         plane = detector.infer(pixels.permute(2, 0, 1)[None].contiguous())[0, 0].float().cpu().numpy()
-        low, high = np.percentile(plane, 2), np.percentile(plane, 85)
-        if high == low:
-            low, high = plane.min(), plane.max()
-        if high == low:
-            return np.zeros(plane.shape, np.uint8)
-        nearness = 1 - (plane - low) / (high - low)
-        if self.gamma:
-            nearness = nearness.clip(min=0) ** 2.2
-        return (nearness * 255).clip(0, 255).astype(np.uint8)
+        return near_white(plane, self.gamma)

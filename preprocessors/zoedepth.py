@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from controlkit.preprocessors.base import Pixels, option
 from controlkit.preprocessors.depth_networks import DepthNetwork, depth_kind
+from controlkit.preprocessors.distance import near_white
 from controlkit.preprocessors.pretrained import Loaded
 
 
@@ -40,12 +39,4 @@ class ZoeDepth(DepthNetwork):
         return {"source_sizes": sizes}
 
     def shown(self, network: Loaded, answer: Any) -> Pixels:
-        low, high = np.percentile(answer, 2), np.percentile(answer, 85)
-        if high == low:
-            low, high = answer.min(), answer.max()
-        if high == low:
-            return np.zeros(answer.shape, np.uint8)
-        nearness = 1 - (answer - low) / (high - low)
-        if self.gamma:
-            nearness = nearness.clip(min=0) ** 2.2
-        return (nearness * 255).clip(0, 255).astype(np.uint8)
+        return near_white(answer, self.gamma)
