@@ -232,10 +232,11 @@ def test_float16_gives_nearly_the_same(case: Case, written: Written) -> None:
         for half in (False, True)
     )
     if case.name == "mlsd":  # lines are there or not
-        assert (whole != half).mean() < 0.2
+        assert (whole > 0).any()
+        assert (whole != half).mean() < 0.3 * (whole > 0).mean()
     else:
-        assert np.abs(whole - half).max() <= 12
-        assert np.abs(whole - half).mean() < 1.5
+        assert np.abs(whole - half).max() <= 2
+        assert np.abs(whole - half).mean() < 0.5
 
 
 def test_numbers_above_float16_are_computed_again(written: Written, tmp_path: Path) -> None:

@@ -237,7 +237,16 @@ def test_zoedepth_chooses_for_each_picture(spoilt: Folder) -> None:
         assert np.array_equal(one, chosen.detect(picture))
 
 
-@pytest.mark.parametrize("name", MODELS)
+HALF = {  # most of the pixels that may differ; two of them cut their attention at a threshold
+    "segformer": 0.01,
+    "upernet": 0.01,
+    "sam2": 0.01,
+    "oneformer": 0.2,
+    "mask2former": 0.4,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "vitpose"])
 def test_half_is_near(folder: Folder, name: str) -> None:
     picture = photo("coffee")
     full = detector(folder, name).detect(picture)
@@ -245,12 +254,22 @@ def test_half_is_near(folder: Folder, name: str) -> None:
     assert half.dtype == np.uint8
     assert half.shape == full.shape
     if name in DEPTH:
-        assert np.abs(full.astype(int) - half).mean() < 3
-    elif name in SEMANTIC:
-        limit = 0.1 if name in ("segformer", "upernet") else 0.5  # others cut their attention at a threshold
-        assert (full != half).any(axis=-1).mean() < limit
+        assert np.abs(full.astype(int) - half).mean() < 1
     else:
-        assert half.any()
+        assert (full != half).any(axis=-1).mean() < HALF[name]
+
+
+def test_half_is_near_before_joints_are_chosen(folder: Folder) -> None:
+    """Of random heatmaps the highest point is anywhere, so that skeletons tell nothing."""
+    chosen, picture = detector(folder, "vitpose"), photo("coffee")
+    poses: Any = chosen.network().poses
+    inputs = chosen.inputs([picture], poses, boxes=[[[0.0, 0.0, *map(float, picture.shape[1::-1])]]])
+    with torch.inference_mode():
+        full = poses.model(**inputs).heatmaps
+        with torch.autocast("cpu", torch.float16):
+            half = poses.model(**inputs).heatmaps
+    assert float((half - full).abs().max()) < 0.02 * float(full.abs().max())
+    assert not torch.equal(half, full)
 
 
 @pytest.mark.parametrize("name", MODELS)
