@@ -1,12 +1,14 @@
 """Draw what detectors that need no download make of photographs of scikit-image, for the documentation.
 
 ``docs/images/detectors.png`` shows all on three photographs; ``docs/images/detectors/NAME.jpg`` one: what
-it is given on the left, its map on the right.
+it is given on the left, its map on the right. With ``--weights`` it draws, of those that need weights, each
+network's own map of a photograph instead: ``docs/images/detectors/NAME.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from skimage import data
 
 from controlkit.embedded import scene
-from controlkit.preprocessors import DetectorInfo, detectors, preprocess
+from controlkit.errors import ControlKitError, ParameterError
+from controlkit.preprocessors import DetectorInfo, build, detectors, preprocess
+from controlkit.preprocessors.auxiliary import Auxiliary
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 PHOTOS = ("astronaut", "coffee", "rocket")
@@ -24,6 +28,8 @@ CELL = 132
 PAIR = 256
 LABEL = 18
 GAP = 6
+FACE = (92, 0, 348, 256)
+"""The part of the photograph of a person that detectors of faces are given: left, top, right, bottom."""
 COLUMNS = 3
 """Detectors side by side; each takes three cells, one per photograph."""
 OPTIONS = {"inpaint": {"box": "0.3,0.3,0.7,0.7"}, "lines": {"thickness": 2}, "color": {"cell": 32}}
@@ -75,11 +81,60 @@ def sheet() -> Image.Image:
     return canvas
 
 
-if __name__ == "__main__":
+def with_weights(wanted: list[str], folder: Path) -> int:
+    """Draw the maps of detectors with weights.
+
+    Args:
+        wanted: Names, or ``NAME=WEIGHTS`` with where its weights are; none: all, with their usual weights.
+        folder: Of the pictures.
+
+    Returns:
+        How many could not be drawn; why is printed. Their pictures stay as they are.
+    """
+    from detector_formats import PHOTOGRAPH, save, save_given
+
+    known = {info.name: info for info in detectors() if info.owner == "controlkit" and info.needs_weights}
+    failed = 0
+    save_given(folder)
+    for entry in wanted or list(known):
+        name, given, place = entry.partition("=")
+        options = {"weights": place} if given else {}
+        try:
+            if name not in known:
+                raise ParameterError("--weights", found=name, expected=", ".join(known))
+            photo, shown = Image.fromarray(data.astronaut()), PHOTOGRAPH
+            if known[name].family == "face":
+                photo, shown = photo.crop(FACE), "given-face.jpg"
+                photo.save(folder / shown, quality=85, optimize=True)
+            detector = build(name, **options)
+            drawn = preprocess(photo, detector)
+        except ControlKitError as error:
+            failed += 1
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        used = detector.source() if isinstance(detector, Auxiliary) else getattr(detector, "weights", "")
+        used = used or known[name].extra.split()[-1]  # the package that has them
+        used = Path(used).name if Path(used).exists() else used
+        save(drawn, folder / f"{name}.png", {"shows": "answer", "weights": used, "given": shown})
+        print(folder / f"{name}.png")
+    return failed
+
+
+def main() -> int:
+    """Draw what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=IMAGES)
-    folder = parser.parse_args().out
+    parser.add_argument(
+        "--weights",
+        nargs="*",
+        metavar="NAME[=WEIGHTS]",
+        help="draw detectors with weights, these or all, with their networks",
+    )
+    given = parser.parse_args()
+    folder = given.out
     (folder / "detectors").mkdir(parents=True, exist_ok=True)
+    if given.weights is not None:
+        return min(1, with_weights(given.weights, folder / "detectors"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         drawn = sheet()
@@ -90,3 +145,8 @@ if __name__ == "__main__":
         folder / "detectors.png", optimize=True
     )
     print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
