@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from controlkit.contracts import RunInfo, Step
 from controlkit.errors import BatchMismatch, DeviceMismatch, ParameterError
 from controlkit.images import as_map, as_mask, fit
+from controlkit.images.hidden import KEYWORD, MEMORY
 from controlkit.maps import notice
 from controlkit.module import ControlModule
 from controlkit.strength import Mode, Scale, Strength
@@ -112,9 +113,9 @@ def read_map(
 
 
 def _with_hidden(image: Any) -> Any:
-    """A map that the detector ``inpaint`` made, with its hidden pixels as -1; anything else as it is."""
+    """A map of the detector ``inpaint``, maybe from a file, with hidden pixels as -1; others as they are."""
     entries = cast("list[Any]", image if isinstance(image, list | tuple) else [image])
-    if not any("hidden" in getattr(entry, "info", {}) for entry in entries):
+    if not any(key in getattr(entry, "info", {}) for entry in entries for key in (MEMORY, KEYWORD)):
         return cast(Any, image)
     from controlkit.preprocessors import marked
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from controlkit.errors import HintError, ParameterError
+from controlkit.errors import ParameterError
+from controlkit.images.hidden import hidden_of
 from controlkit.preprocessors.base import Detector, Pixels, option
 from controlkit.preprocessors.regions import Region, box_pixels
 
@@ -20,7 +20,8 @@ class Inpaint(Detector):
 
     A picture of 8 bits has no -1, so hidden pixels are black in it and ``map.info["hidden"]`` holds the
     hole, white on black, mode L. ``module.on(map)`` and ``module.on(photo, detect="inpaint", …)`` read it;
-    `marked` gives the numbers. A PNG does not keep it.
+    `marked` gives the numbers. In the files of ``controlkit preprocess`` hidden pixels are transparent, and
+    ``module.on(ck.open_image("map.png"))`` reads them; ``controlkit.images.as_saved`` makes such a picture.
 
     Source:
         Zhang, "ControlNet 1.1 Inpaint" (2023): pixels whose mask is above one half become -1.
@@ -63,26 +64,20 @@ def marked(image: Any) -> Any:
     """A map with hidden pixels as numbers.
 
     Args:
-        image: What `preprocess` returned, or anything else, which comes back as it is; lists by entry.
+        image: What `preprocess` returned, or such a map from a file that controlkit wrote, or anything else,
+            which comes back as it is; lists by entry.
 
     Returns:
         (height, width, 3) float32 in [0, 1], hidden pixels -1.
 
     Raises:
-        HintError: The map was cropped or resized, and its hidden part was not.
+        HintError: The map was cropped or resized, and its hidden part was not, or it cannot be read.
     """
     if isinstance(image, list | tuple):
         return [marked(entry) for entry in image]
-    hidden = image.info.get("hidden") if isinstance(image, Image.Image) else None
-    if not isinstance(hidden, Image.Image):
+    hidden = hidden_of(image)
+    if hidden is None:
         return image
-    if hidden.size != image.size:
-        raise HintError(
-            "image",
-            found=f"a map of {image.size}, its hidden part {hidden.size}",
-            expected="one size",
-            fix="Crop or resize the photograph and its mask first, then make the map.",
-        )
     values: NDArray[np.float32] = np.divide(np.asarray(image.convert("RGB")), 255, dtype=np.float32)
     values[np.asarray(hidden) > 127] = -1
     return values

@@ -27,7 +27,7 @@ from controlkit.errors import (
     MissingExtra,
     SaveError,
 )
-from controlkit.images import open_image
+from controlkit.images import as_saved, open_image
 from controlkit.preprocessors import Detector, build, preprocess
 
 CHUNK = "controlkit-map"
@@ -214,7 +214,10 @@ def encode(drawn: Image.Image, facts: dict[str, Any]) -> bytes:
     """A map as PNG, with what it was made of as text."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(CHUNK, json.dumps(facts, sort_keys=True, ensure_ascii=False))
-    clean = drawn.copy()
+    picture, more = as_saved(drawn)
+    for keyword, text in more.items():
+        info.add_itxt(keyword, text)
+    clean = picture.copy()
     clean.info = {}
     buffer = io.BytesIO()
     clean.save(buffer, format="PNG", pnginfo=info, compress_level=4)

@@ -105,6 +105,7 @@ def _files(
     chosen: Chosen, files: list[Path], out: Path | None, sizes: dict[str, Any], force: bool, as_json: bool
 ) -> None:
     import controlkit as ck
+    from controlkit.images import as_saved
     from controlkit.recipes import png_bytes, write
 
     count = len(files) * len(chosen)
@@ -121,7 +122,8 @@ def _files(
                 target = output_path(out, f"{file.stem}-{name}.png")
                 if target.suffix.lower() != ".png":
                     raise ParameterError("--out", found=target.name, expected="a name that ends in .png")
-                path = write(target, png_bytes(drawn, None), force=force, number=not force)
+                picture, text = as_saved(drawn)
+                path = write(target, png_bytes(picture, None, text), force=force, number=not force)
                 written.append({"input": str(file), "detector": name, "map": str(path)})
                 if not as_json:
                     stdout.print(str(path), markup=False)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.images.door import as_map, as_mask, as_picture, as_pictures, to_picture
 from controlkit.images.files import open_image
+from controlkit.images.hidden import as_saved
 from controlkit.images.limits import MAX_ASPECT, MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "as_mask",
     "as_picture",
     "as_pictures",
+    "as_saved",
     "fit",
     "open_image",
     "to_picture",

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import controlkit as ck
+from controlkit.binding import read_map
 from tests import tiny
 from tests.cli.conftest import Command
 
@@ -38,6 +41,21 @@ def test_preprocess_takes_many_files_and_a_size(command: Command, photo: Path) -
     assert command("preprocess", "canny", str(photo), "-o", "small.png", "--size", "16").code == 0
     with Image.open("small.png") as drawn:
         assert drawn.size == (16, 16)
+
+
+def test_a_map_for_inpainting_keeps_its_hidden_pixels_in_the_file(command: Command, photo: Path) -> None:
+    box = "0.25,0.25,0.75,0.5"
+    common: dict[str, Any] = {"channels": 3, "resize": "stretch", "channel_order": None}
+    wanted = read_map(ck.open_image(photo), detect="inpaint", detect_options={"box": box}, **common)
+    assert command("preprocess", "inpaint", str(photo), "-O", f"box={box}", "-o", "map.png").code == 0
+    (folder := photo.parent / "photos").mkdir()
+    photo.rename(folder / photo.name)
+    assert command("preprocess", "inpaint", "photos", "-O", f"box={box}", "-o", "maps", "-j", "1").code == 0
+    (inside,) = Path("maps").rglob("*.png")
+    for file in (Path("map.png"), inside):
+        again = read_map(ck.open_image(file), detect=None, detect_options=None, **common)
+        assert torch.equal(again.rows, wanted.rows)
+        assert (again.rows == -1).all(1).sum() == 32 * 16
 
 
 @pytest.mark.parametrize(
