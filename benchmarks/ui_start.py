@@ -2,9 +2,9 @@
 
     python benchmarks/ui_start.py [RUNS]
 
-Chromium is started first and waits; then the clock starts with the process. *Address*: the command printed it.
-*Page*: the button that makes pictures can be seen and clicked. *Preview*: a photograph was given, and what the
-module will see is there. *Picture*: a first picture of 4 steps is made (the model is loaded by then).
+Chromium is started first and waits; then the clock starts with the process. *Address*: the command printed
+it. *Page*: the button that makes pictures can be seen and clicked. *Preview*: a photograph was given, and
+what the module will see is there. *Picture*: a first picture of 4 steps is made, so the model is loaded.
 """
 
 from __future__ import annotations

@@ -79,7 +79,11 @@ def pipeline(
     """
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(path("base"), local_files_only=True)  # in float32
+    from controlkit.embedded.texts import text_encoder
+
+    pipe = StableDiffusionPipeline.from_pretrained(  # in float32
+        path("base"), local_files_only=True, text_encoder=text_encoder(path("base") / "text_encoder")
+    )
     pipe.set_progress_bar_config(disable=True)
     if dtype is not None:
         pipe.to(dtype)

@@ -34,9 +34,9 @@ class TextTower(nn.Module):
 
     def begin_with(self, folder: Path) -> None:
         """Take the weights of an exported text encoder."""
-        from transformers import CLIPTextModel
+        from controlkit.embedded.texts import text_encoder
 
-        self.encoder.load_state_dict(CLIPTextModel.from_pretrained(folder).float().state_dict())
+        self.encoder.load_state_dict(text_encoder(folder).state_dict())
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.projection(self.encoder(tokens).pooler_output)
@@ -100,6 +100,8 @@ def _config(folder: Path) -> dict[str, object]:
 def _filled(module: M, folder: Path) -> M:
     from safetensors.torch import load_file
 
-    weights = load_file(folder / "model.safetensors")
-    module.load_state_dict({name: value.float() for name, value in weights.items()})
+    from controlkit.embedded.texts import renamed
+
+    weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    module.load_state_dict(renamed(weights, module.state_dict()))
     return module.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from controlkit.embedded.render import render
 from controlkit.embedded.world import KINDS, World, sample_world
+from controlkit.extras import needed
 
 CANNY_LOW, CANNY_HIGH = 60, 140
 """Thresholds of the edge map, on gray values in [0, 255], gradient as OpenCV's L1 norm."""
@@ -109,12 +110,14 @@ def canny_map(image: Image.Image) -> Image.Image:
 
     Returns:
         RGB of the same size; each pixel is (0, 0, 0) or (255, 255, 255).
+
+    Raises:
+        MissingExtra: OpenCV is not installed.
     """
     return Image.fromarray(np.repeat(canny_array(np.asarray(image.convert("RGB")))[..., None], 3, axis=2))
 
 
 def canny_array(image: np.ndarray) -> np.ndarray:
     """As `canny_map`, from (height, width, 3) uint8 to (height, width) uint8 with the values 0 and 255."""
-    import cv2
-
+    cv2 = needed("cv2", "the edge map of a scene", "opencv-python-headless")
     return cv2.Canny(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), CANNY_LOW, CANNY_HIGH)

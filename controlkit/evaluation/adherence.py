@@ -43,12 +43,22 @@ def edge_f1(image: Image.Image, canny_map: Image.Image, tolerance: float = TOLER
     return f1_of_edges(found, wanted, tolerance)
 
 
-def f1_of_edges(found: np.ndarray, wanted: np.ndarray, tolerance: float = TOLERANCE) -> float:
-    """As `edge_f1`, from two boolean edge maps (height, width)."""
-    if not found.any() or not wanted.any():
-        return float(not found.any() and not wanted.any())
-    precision = float((_distance_to(wanted)[found] <= tolerance).mean())
-    recall = float((_distance_to(found)[wanted] <= tolerance).mean())
+def f1_of_edges(
+    found: np.ndarray, wanted: np.ndarray, tolerance: float = TOLERANCE, where: np.ndarray | None = None
+) -> float:
+    """As `edge_f1`, from two boolean edge maps (height, width).
+
+    Args:
+        found: Edges of the picture.
+        wanted: Edges of the map.
+        tolerance: Greatest Euclidean distance in pixels.
+        where: (height, width) bool; edges outside are not judged, but do count as near. None: everywhere.
+    """
+    counted = (found, wanted) if where is None else (found & where, wanted & where)
+    if not counted[0].any() or not counted[1].any():
+        return float(not counted[0].any() and not counted[1].any())
+    precision = float((_distance_to(wanted)[counted[0]] <= tolerance).mean())
+    recall = float((_distance_to(found)[counted[1]] <= tolerance).mean())
     return 2.0 * precision * recall / (precision + recall) if precision + recall > 0.0 else 0.0
 
 

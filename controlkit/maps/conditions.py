@@ -93,5 +93,11 @@ def names() -> tuple[str, ...]:
 
 def condition_named(name: str) -> Condition | None:
     """The condition of a name, in any case; None where there is none."""
+    return CONDITIONS.get(key_of(name))
+
+
+def key_of(name: str) -> str:
+    """The key in `CONDITIONS` that a name stands for, in any case; empty where there is none."""
     key = name.lower().replace("-", "_")
-    return CONDITIONS.get(_ALIASES.get(key, key))
+    key = _ALIASES.get(key, key)
+    return key if key in CONDITIONS else ""

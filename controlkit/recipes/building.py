@@ -18,6 +18,7 @@ from controlkit.recipes.model import (
     ModuleRecipe,
     SchedulerRecipe,
 )
+from controlkit.recipes.single import pipeline_of_file
 
 if TYPE_CHECKING:
     from controlkit.contracts import Control
@@ -40,7 +41,17 @@ def pipeline_of(model: ModelRecipe, files: Files) -> Any:
 
     scheme, _, name = model.source.partition(":")
     dtype = getattr(torch, model.dtype) if model.dtype else None
-    if scheme == "embedded":
+    path = files.weights(model.source) if scheme == "file" else None
+    if path is not None and path.is_file():
+        pipe = pipeline_of_file(path, model, files, dtype)
+    elif model.config is not None:
+        raise RecipeError(
+            "model.config",
+            found=f"{model.source!r}, which has its own",
+            expected="a whole model in one checkpoint file",
+            fix="Remove it.",
+        )
+    elif scheme == "embedded":
         from controlkit import embedded
 
         if name != "base":
@@ -52,7 +63,7 @@ def pipeline_of(model: ModelRecipe, files: Files) -> Any:
             )
         pipe = embedded.pipeline(dtype=dtype)
     else:
-        pipe = _pretrained(name if scheme == "hub" else str(files.weights(model.source)), model, dtype)
+        pipe = _pretrained(name if path is None else str(path), model, dtype)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

@@ -116,9 +116,17 @@ def _refuse(what: str, found: str, expected: str, fix: str = "") -> RecipeError:
     return RecipeError(what, found=found, expected=expected, fix=fix)
 
 
-def png_bytes(picture: Image.Image, recipe: Recipe | None) -> bytes:
-    """A PNG file, with the recipe in a text chunk before the pixels."""
+def png_bytes(picture: Image.Image, recipe: Recipe | None, notes: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file, with the recipe in a text chunk before the pixels.
+
+    Args:
+        picture: The pixels.
+        recipe: What made them.
+        notes: Further text chunks, by keyword.
+    """
     info = PngImagePlugin.PngInfo()
+    for keyword, text in (notes or {}).items():
+        info.add_itxt(keyword, text)
     if recipe is not None:
         info.add_itxt(CHUNK, recipe.to_json())
     clean = picture.copy()

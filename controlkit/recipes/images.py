@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
-from PIL import Image, ImageOps
-from pydantic import Field, model_validator
+from PIL import Image, ImageOps, PngImagePlugin
+from pydantic import BeforeValidator, Field, model_validator
 
 from controlkit.errors import ParameterError, RecipeError
-from controlkit.images import as_picture, open_image
+from controlkit.images import as_picture, as_saved, open_image
 from controlkit.recipes.rules import Digest, Plain, Text
 
 MAX_DATA = 48_000_000
@@ -62,8 +62,12 @@ def as_reference(value: object) -> object:
     return {"data": encode(value)}
 
 
+AnyPicture = Annotated[Picture, BeforeValidator(as_reference)]
+"""A reference, a path or a picture itself."""
+
+
 def encode(image: Any) -> str:
-    """A picture as base64 PNG: its pixels and nothing else (no EXIF, no comments).
+    """A picture as base64 PNG: its pixels, hidden ones marked, and nothing else (no EXIF, no comments).
 
     Args:
         image: PIL, numpy or torch, as the ``image`` of ``module.on``, one picture. Floats become 8 bits a
@@ -73,24 +77,27 @@ def encode(image: Any) -> str:
         HintError: It is not a picture.
         ParameterError: Too large to be carried in a recipe.
     """
+    text = PngImagePlugin.PngInfo()
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image) or image
+        upright, hole = as_saved(ImageOps.exif_transpose(image) or image)
+        for keyword, value in hole.items():
+            text.add_itxt(keyword, value)
         keep = upright.mode in _EXACT_MODES and "transparency" not in upright.info
         picture = upright.copy() if keep else as_picture(upright)
     else:
         picture = as_picture(image)
     picture.info = {}
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    if len(text) > MAX_DATA:
+    picture.save(buffer, format="PNG", pnginfo=text)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if len(data) > MAX_DATA:
         raise ParameterError(
             "image",
-            found=f"{picture.width} x {picture.height} pixels, {len(text) / 1e6:.0f} MB as data",
+            found=f"{picture.width} x {picture.height} pixels, {len(data) / 1e6:.0f} MB as data",
             expected=f"at most {MAX_DATA / 1e6:.0f} MB",
             fix="Shrink it to about the size of the output, or save it beside the recipe and give its path.",
         )
-    return text
+    return data
 
 
 def check_relative(path: str, what: str) -> str:

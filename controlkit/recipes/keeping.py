@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self, modules: int = 8) -> None:
         self._most = modules
-        self._model: tuple[str, object] | None = None
+        self._model: tuple[str, object, object] | None = None
         self._pipeline: Any = None
         self._loaded: dict[str, ControlModule] = {}
         self._guides: dict[str, Any] = {}
@@ -35,7 +35,7 @@ class Keeper:
 
     def pipeline(self, model: ModelRecipe, files: Files) -> Any:
         """The pipeline of this model: the one at hand where it is the same, else that is dropped first."""
-        key = (model.model_dump_json(), _stamp(model.source, files))
+        key = (model.model_dump_json(), _stamp(model.source, files), _stamp(model.config or "", files))
         if self._model != key:
             self._model = self._pipeline = None
             self._pipeline = pipeline_of(model, files)

@@ -24,13 +24,14 @@ from pydantic import (
 
 from controlkit.errors import ParameterError
 from controlkit.recipes.guides import BUILT_IN, referenced
-from controlkit.recipes.images import Picture, as_reference
+from controlkit.recipes.images import AnyPicture
+from controlkit.recipes.initial import InitRecipe, as_init
 from controlkit.recipes.rules import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_STEPS,
     AnyScale,
-    Digest,
+    Flag,
     Number,
     Options,
     Plain,
@@ -40,22 +41,11 @@ from controlkit.recipes.rules import (
     check_side,
     in_range,
 )
+from controlkit.recipes.sources import ModelRecipe, ModuleRecipe, as_module
 from controlkit.strength import Strength
 
 VERSION = 1
-_SOURCE = re.compile(r"(embedded|hub|file|plugin):[^\x00-\x1f]+")
 _SCHEDULER = re.compile(r"[A-Za-z0-9]{1,60}Scheduler")
-
-
-def _check_source(value: str) -> str:
-    if not _SOURCE.fullmatch(value):
-        raise ParameterError(
-            "source",
-            found=repr(value[:80]),
-            expected="embedded:NAME, hub:OWNER/NAME, file:PATH or plugin:NAME",
-            fix="A path is relative to the folder of the recipe, or to the folder of models.",
-        )
-    return value
 
 
 def _check_scheduler(value: str) -> str:
@@ -69,31 +59,6 @@ def _check_scheduler(value: str) -> str:
     return value
 
 
-Source = Annotated[
-    str,
-    Field(strict=True, description="embedded:NAME, hub:OWNER/NAME, file:PATH or plugin:NAME"),
-    AfterValidator(_check_source),
-]
-Flag = Annotated[bool, Field(strict=True)]
-AnyPicture = Annotated[Picture, BeforeValidator(as_reference)]
-
-
-class ModelRecipe(Plain):
-    """The text-to-image model.
-
-    Args:
-        source: ``embedded:base``, ``hub:OWNER/NAME`` or ``file:FOLDER``.
-        revision: Branch, tag or commit on the hub.
-        variant: File variant on the hub, such as ``fp16``.
-        dtype: In what it computes; None: as the source has it.
-    """
-
-    source: Source = "embedded:base"
-    revision: Text | None = None
-    variant: Text | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-
-
 class SchedulerRecipe(Plain):
     """The sampler.
 
@@ -104,33 +69,6 @@ class SchedulerRecipe(Plain):
 
     name: Annotated[str, Field(strict=True), AfterValidator(_check_scheduler)]
     options: Options = Field(default_factory=dict)
-
-
-class ModuleRecipe(Plain):
-    """The weights of a control.
-
-    Args:
-        source: ``embedded:NAME``, ``hub:OWNER/NAME``, ``file:PATH``, or ``plugin:NAME`` (see
-            `controlkit.plugins`).
-        kind: As `controlkit.load` takes it.
-        subfolder: Folder inside the source.
-        weight_name: File inside the source.
-        revision: Branch, tag or commit on the hub.
-        config: What shapes cannot tell, as `controlkit.load` takes it.
-        digest: SHA-256 of the weight file; other weights are refused.
-    """
-
-    source: Source
-    kind: Text | None = None
-    subfolder: Text | None = None
-    weight_name: Text | None = None
-    revision: Text | None = None
-    config: Options | None = None
-    digest: Digest | None = None
-
-
-def _as_module(value: object) -> object:
-    return {"source": value} if isinstance(value, str) else value
 
 
 class ControlRecipe(Plain):
@@ -152,7 +90,7 @@ class ControlRecipe(Plain):
         options: Further arguments that ``on`` of this kind takes.
     """
 
-    module: Annotated[ModuleRecipe, BeforeValidator(_as_module)]
+    module: Annotated[ModuleRecipe, BeforeValidator(as_module)]
     image: AnyPicture
     detect: Text | None = None
     detect_options: Options | None = None
@@ -263,6 +201,7 @@ class Recipe(Plain):
         height: As ``width``.
         guidance_scale: Strength of classifier-free guidance; 1 and below switch it off.
         images: How many pictures.
+        init: A picture to start from, with a strength and a mask; None: noise alone.
         controls: What steers it; none: plain text to image.
         made_with: Versions that made the picture that carried this recipe; not used when it is run.
 
@@ -273,7 +212,7 @@ class Recipe(Plain):
     """
 
     recipe: Literal[1] = VERSION
-    model: Annotated[ModelRecipe, BeforeValidator(_as_module)] = ModelRecipe()
+    model: Annotated[ModelRecipe, BeforeValidator(as_module)] = ModelRecipe()
     prompt: Annotated[str, Field(strict=True, max_length=20_000)]
     negative_prompt: Annotated[str, Field(strict=True, max_length=20_000)] = ""
     seed: Whole = 0
@@ -286,6 +225,7 @@ class Recipe(Plain):
     height: Whole | None = None
     guidance_scale: Number = 3.0
     images: Whole = 1
+    init: Annotated[InitRecipe | None, BeforeValidator(as_init)] = None
     controls: tuple[AnyControl, ...] = ()
     made_with: dict[str, Text] | None = None
 
@@ -302,6 +242,11 @@ class Recipe(Plain):
     def base(self) -> Path | None:
         """Folder that the recipe's paths are relative to: that of the file it was read from."""
         return self._base
+
+    @property
+    def run_steps(self) -> int:
+        """Steps that are run for each picture: fewer than ``steps`` where it starts from a picture."""
+        return self.steps if self.init is None else self.init.steps_of(self.steps)
 
     @classmethod
     def load(cls, source: Any, *, base: str | Path | None = None) -> Recipe:
@@ -347,6 +292,18 @@ class Recipe(Plain):
         """The recipe as JSON text, without the keys that are at their defaults."""
         values = self.model_dump(mode="json", exclude_defaults=True)
         return json.dumps({"recipe": VERSION, **values}, indent=2, ensure_ascii=False, allow_nan=False)
+
+    @model_validator(mode="after")
+    def _runs(self) -> Recipe:
+        _ = self.run_steps
+        if self.init is not None and self.init.margin is not None and self.controls:
+            raise ParameterError(
+                "init.margin",
+                found="controls as well",
+                expected="none: their maps show the whole picture",
+                fix="Leave the margin out, or the controls.",
+            )
+        return self
 
     @field_validator("width", "height")
     @classmethod

@@ -15,6 +15,7 @@ from controlkit.strength import LARGEST_SCALE, Strength
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Options = dict[str, JsonValue]
 _NAME = re.compile(r"[a-z_]+(\[\d+\])?([.][a-z_]+)*")

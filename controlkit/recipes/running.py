@@ -20,6 +20,7 @@ from controlkit.recipes.guides import BUILT_IN, sealed_options
 from controlkit.recipes.images import Files, Picture, encode
 from controlkit.recipes.model import ControlRecipe, GuidanceRecipe, Recipe, SchedulerRecipe
 from controlkit.recipes.rules import MAX_SEED
+from controlkit.recipes.starting import Start, pipeline_from, start_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,10 +110,11 @@ def results(
     pipe = pipeline if pipeline is not None else load(recipe.model, files)
     if not hasattr(pipe, "scheduler"):
         raise NotApplicable("pipeline", found=type(pipe).__name__, expected="a diffusers pipeline")
+    start = start_of(pipe, recipe, files)
     modules = Modules(files) if keeper is None else keeper.modules(_sources(recipe), files)
     controls = [control_of(part, modules, files) for part in recipe.controls]
     sealed = _sealed(recipe, modules, files, pipe if pipeline is not None else None)
-    before = pipe.scheduler
+    before, pipe = pipe.scheduler, pipeline_from(pipe, recipe.init)
     for number in range(recipe.images):
         one = sealed.model_copy(update={"seed": (recipe.seed + number) % (MAX_SEED + 1), "images": 1})
         scheduler = scheduler_of(before, recipe.scheduler)
@@ -121,9 +123,10 @@ def results(
             nullcontext() if watch is None else watch(pipe),
             attach(pipe, *controls) as attached,
         ):
-            image = _picture(pipe, one, number, progress)
+            image = _picture(pipe, one, number, progress, start)
             report = attached.report()
-        one = one.model_copy(update={"width": image.width, "height": image.height})
+        width, height = image.size if start is None else start.picture.size
+        one = one.model_copy(update={"width": width, "height": height})
         image.info[CHUNK] = one.to_json()
         yield Result(image, one, report)
 
@@ -144,7 +147,9 @@ def _scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
         pipe.scheduler = before
 
 
-def _picture(pipe: Any, recipe: Recipe, number: int, progress: Progress | None) -> Image.Image:
+def _picture(
+    pipe: Any, recipe: Recipe, number: int, progress: Progress | None, start: Start | None
+) -> Image.Image:
     import torch
 
     arguments: dict[str, Any] = {
@@ -154,18 +159,20 @@ def _picture(pipe: Any, recipe: Recipe, number: int, progress: Progress | None) 
         "guidance_scale": recipe.guidance_scale,
         "generator": torch.Generator("cpu").manual_seed(recipe.seed),
     }
-    if recipe.width is not None:
-        arguments["width"] = recipe.width
-    if recipe.height is not None:
-        arguments["height"] = recipe.height
+    if start is not None:
+        arguments |= start.arguments
+    else:
+        size = {"width": recipe.width, "height": recipe.height}
+        arguments |= {name: value for name, value in size.items() if value is not None}
     if progress is not None:
 
         def after(_pipe: Any, index: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            progress(number, index + 1, recipe.steps)
+            progress(number, index + 1, recipe.run_steps)
             return kwargs
 
         arguments["callback_on_step_end"] = after
-    return pipe(**arguments).images[0]
+    made = pipe(**arguments).images[0]
+    return made if start is None else start.finished(made)
 
 
 def _sealed(recipe: Recipe, modules: Modules, files: Files, given: Any) -> Recipe:
@@ -187,6 +194,9 @@ def _sealed(recipe: Recipe, modules: Modules, files: Files, given: Any) -> Recip
             update["module"] = part.module.model_copy(update={"digest": digest})
         parts.append(part.model_copy(update=update))
     update = {"controls": tuple(parts), "made_with": _versions()}
+    if recipe.init is not None:
+        own = {"image": picture(recipe.init.image), "mask": picture(recipe.init.mask)}
+        update["init"] = recipe.init.model_copy(update=own)
     if given is not None:
         update |= _origin(given, recipe)
     return recipe.model_copy(update=update)

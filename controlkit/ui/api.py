@@ -95,6 +95,13 @@ def _jobs(app: FastAPI, service: Service) -> None:
         job = await _run(service.jobs.submit, recipe)
         return {**job.as_plain(), "ahead": service.jobs.ahead(job)}
 
+    @app.post("/api/sweep", status_code=202, tags=["jobs"], openapi_extra=_body(bodies.Grid))
+    async def sweep(request: Request) -> Any:
+        """Make a grid of scale by seed: a job with a picture for each, and the name of its contact sheet."""
+        grid = await _read(request, bodies.Grid)
+        job = await _run(service.jobs.submit, grid.recipe, grid.sweep)
+        return {**job.as_plain(), "ahead": service.jobs.ahead(job)}
+
     @app.get("/api/jobs", tags=["jobs"])
     def jobs() -> list[dict[str, Any]]:
         """Every job that is remembered."""

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from controlkit.recipes import ControlRecipe, Picture, Recipe
 from controlkit.recipes.rules import Options, Plain, Text, Whole
+from controlkit.ui.sweep import Sweep
 
 
 def _as_picture(value: object) -> object:
@@ -57,6 +58,18 @@ class Preview(Plain):
     control: ControlRecipe
     width: Whole = 512
     height: Whole = 512
+
+
+class Grid(Plain):
+    """A grid of scale by seed.
+
+    Args:
+        recipe: What its pictures share.
+        sweep: The control, its scales and the seeds.
+    """
+
+    recipe: Recipe
+    sweep: Sweep
 
 
 class Inspect(Plain):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from PIL import Image
+
 from controlkit.cli.controls import is_hub
 from controlkit.errors import ParameterError
-from controlkit.recipes import ControlRecipe, GuidanceRecipe, Picture, Recipe, encode
+from controlkit.recipes import ControlRecipe, GuidanceRecipe, InitRecipe, Picture, Recipe, encode
 from controlkit.recipes.guides import BUILT_IN
 from controlkit.ui.looking import size_of
 from controlkit.ui.places import Places
-from controlkit.ui.settings import GUIDES, NO_DETECTOR, NO_SCHEDULER, UNITS, Guide, Page, Unit
+from controlkit.ui.settings import GUIDES, NO_DETECTOR, NO_SCHEDULER, UNITS, Guide, Page, Start, Unit
 
 
 def source_of(text: str, places: Places, what: str) -> str:
@@ -72,10 +74,35 @@ def recipe_of(page: Page, places: Places) -> Recipe:
         "guidance_scale": float(page.guidance_scale),
         "images": _whole(page.images, "images"),
         "controls": controls,
+        "init": init_of(page.start),
     }
     if page.scheduler and page.scheduler != NO_SCHEDULER:
         given["scheduler"] = scheduler if scheduler.get("name") == page.scheduler else page.scheduler
     return places.vetted(Recipe(**given))
+
+
+def init_of(start: Start) -> dict[str, Any] | None:
+    """The picture to start from, as the arguments of an `InitRecipe`; None where there is none.
+
+    Raises:
+        ParameterError: A margin that is no number.
+    """
+    if start.image is None:
+        return None
+    mask = start.mask
+    if mask is not None and mask.size != start.image.size:  # a canvas may have another size than its ground
+        mask = mask.resize(start.image.size, Image.Resampling.BOX)
+    return {
+        **start.rest,
+        "image": Picture(data=encode(start.image)),
+        "strength": float(start.strength),
+        "mask": None if mask is None else Picture(data=encode(mask)),
+        "blur": float(start.blur),
+        "margin": _whole(start.margin, "start: margin")
+        if mask is not None and start.margin.strip()
+        else None,
+        "resize": start.resize,
+    }
 
 
 def control_of(unit: Unit, number: int, size: tuple[int, int], places: Places) -> dict[str, Any]:
@@ -175,12 +202,26 @@ def page_of(recipe: Recipe, places: Places) -> Page:
     page.rest = {"model": _set(recipe.model)}
     if recipe.scheduler is not None:
         page.rest["scheduler"] = _set(recipe.scheduler)
+    if recipe.init is not None:
+        page.start = _start(recipe.init, places)
     size = run_size(page, places)
     for number, part in enumerate(controls):
         page.units[number] = _unit(part, size, places)
     for number, part in enumerate(guides):
         page.guides[number] = _guide(part, places)
     return page
+
+
+def _start(part: InitRecipe, places: Places) -> Start:
+    return Start(
+        image=places.files.picture(part.image),
+        strength=part.strength,
+        mask=None if part.mask is None else places.files.picture(part.mask),
+        blur=part.blur,
+        margin="" if part.margin is None else str(part.margin),
+        resize=part.resize,
+        rest={} if part.keep else {"keep": False},
+    )
 
 
 def _unit(part: ControlRecipe, size: tuple[int, int], places: Places) -> Unit:

@@ -13,75 +13,32 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from controlkit.errors import ControlKitError, ParameterError
+from controlkit.errors import ControlKitError
 from controlkit.recipes import Keeper, ModelRecipe, Recipe, Result, png_bytes, results, write
+from controlkit.ui import captions, warming
 from controlkit.ui.errors import Refused, as_plain
+from controlkit.ui.limits import Limits
 from controlkit.ui.places import Places
 from controlkit.ui.sampling import SHARE, Stopped, watching
+from controlkit.ui.sheet import Sheet
+from controlkit.ui.sweep import Sweep, title_of
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from controlkit.evaluation.scoring import Scorer
+
+__all__ = ["FINISHED", "Job", "Jobs", "Limits", "Made", "State"]
 
 _LOG = logging.getLogger(__name__)
 
 State = Literal["waiting", "loading", "running", "done", "failed", "cancelled"]
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one job, and the server as a whole, may ask for.
-
-    Args:
-        side: Longest side of a picture in pixels.
-        pixels: Most pixels of a picture.
-        steps: Most steps.
-        images: Most pictures of a job.
-        controls: Most controls of a job.
-        waiting: Most jobs in the queue.
-        kept: Finished jobs that are remembered.
-    """
-
-    side: int = 2048
-    pixels: int = 2048 * 1536
-    steps: int = 250
-    images: int = 16
-    controls: int = 12
-    waiting: int = 32
-    kept: int = 100
-
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that asks for more.
-
-        Raises:
-            ParameterError: It does.
-        """
-        asked = {
-            "steps": (recipe.steps, self.steps),
-            "images": (recipe.images, self.images),
-            "controls": (len(recipe.controls), self.controls),
-            "width": (recipe.width or 0, self.side),
-            "height": (recipe.height or 0, self.side),
-            "width x height": ((recipe.width or 0) * (recipe.height or 0), self.pixels),
-        }
-        for name, (found, most) in asked.items():
-            if found > most:
-                raise ParameterError(
-                    name,
-                    found=f"{found:,}",
-                    expected=f"at most {most:,} on this server",
-                    fix="Use the command line for more.",
-                    code="CK-P2",
-                )
-        for number, part in enumerate(recipe.controls):
-            repeats = getattr(part, "inner_steps", 1) * getattr(part, "recurrence", 1)
-            if repeats > 64:
-                raise ParameterError(
-                    f"controls[{number}]", found=f"{repeats} repeats of a step", expected="at most 64"
-                )
 
 
 @dataclass(frozen=True)
@@ -95,6 +52,7 @@ class Made:
         height: In pixels.
         report: What each control did, one dictionary each.
         text: The same as a table.
+        adherence: How well it follows the map of each control (`controlkit.evaluation.scoring`).
     """
 
     name: str
@@ -103,6 +61,7 @@ class Made:
     height: int
     report: tuple[dict[str, Any], ...]
     text: str
+    adherence: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass
@@ -118,6 +77,9 @@ class Job:
         error: What went wrong, where it failed.
         preview: The predicted picture of the step at hand, while it runs.
         version: Grows with every change.
+        sweep: The grid that it makes, where it makes one.
+        count: Pictures that it makes.
+        sheet: Name of the contact sheet of a grid, once it is written.
     """
 
     id: str
@@ -129,6 +91,9 @@ class Job:
     error: dict[str, str] | None = None
     preview: Image.Image | None = None
     version: int = 0
+    sweep: Sweep | None = None
+    count: int = 1
+    sheet: str = ""
     created: float = field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
@@ -148,6 +113,7 @@ class Job:
             "steps": self.steps,
             "total": self.total,
             "results": [asdict(made) for made in self.made],
+            **({"sheet": self.sheet or None} if self.sweep else {}),
             "error": self.error,
             "seconds": round((self.ended or time.time()) - self.started, 3) if self.started else None,
         }
@@ -173,14 +139,19 @@ class Jobs:
         self._warm: str | None = None
         self.counts: dict[str, int] = {"submitted": 0, "done": 0, "failed": 0, "cancelled": 0}
 
-    def submit(self, recipe: Recipe) -> Job:
+    def submit(self, recipe: Recipe, sweep: Sweep | None = None) -> Job:
         """Put a recipe at the end of the queue.
+
+        Args:
+            recipe: What to make.
+            sweep: Make a grid of it: a picture for each scale and seed, and a contact sheet.
 
         Raises:
             ControlKitError: It asks for too much, or leads outside; or the queue is full (429).
         """
         self.limits.check(self.places.vetted(recipe))
-        job = Job(secrets.token_hex(8), recipe.steps * recipe.images, recipe)
+        count = len(sweep.recipes(recipe)) if sweep else recipe.images
+        job = Job(secrets.token_hex(8), recipe.run_steps * count, recipe, sweep=sweep, count=count)
         with self._wake:
             if self._closed:
                 raise Refused("jobs", found="a server that is stopping", expected="one that runs", status=409)
@@ -261,6 +232,7 @@ class Jobs:
     def _work(self) -> None:
         if self._warm is not None:
             with contextlib.suppress(Exception):  # a job says what is wrong
+                warming.imported()
                 self._keeper.pipeline(ModelRecipe(source=self._warm), self.places.files)
         while True:
             with self._wake:
@@ -277,22 +249,20 @@ class Jobs:
                 self._end(job, state)
 
     def _run(self, job: Job) -> tuple[State, dict[str, str] | None]:
-        recipe = job.recipe
+        recipe, sweep = job.recipe, job.sweep
         assert recipe is not None
+        sheet = _sheet(recipe, sweep) if sweep else None
         try:
-            made = results(
-                recipe,
-                models=self.places.models,
-                keeper=self._keeper,
-                progress=lambda number, done, steps: self._step(job, number * steps + done),
-                watch=lambda pipe: watching(
-                    pipe, lambda seen: self._show(job, seen), job.stop.is_set, self._previews
-                ),
-            )
-            for result in made:
-                self._keep(job, result)
-                if job.stop.is_set() and len(job.made) < recipe.images:
-                    return "cancelled", None
+            scorer = _scorer(self.places)
+            for number, one in enumerate(sweep.recipes(recipe) if sweep else [recipe]):
+                for result in self._results(job, one, number * one.run_steps):
+                    self._keep(job, result, scorer)
+                    if sheet is not None:
+                        sheet.add(result.image, captions.brief(job.made[-1].adherence))
+                    if job.stop.is_set() and len(job.made) < job.count:
+                        return "cancelled", None
+            if sheet is not None and sweep is not None:
+                self._write_sheet(job, sheet.drawn(), sweep.chunk(recipe))
             return "done", None
         except Stopped:
             return "cancelled", None
@@ -305,14 +275,36 @@ class Jobs:
             first = " ".join((str(error).strip() or "no message").splitlines()[0].split())[:200]
             return "failed", as_plain(ControlKitError("run", found=f"{type(error).__name__}: {first}"))
 
-    def _keep(self, job: Job, result: Result) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = self.places.output / f"{stamp}-{result.recipe.seed}.png"
-        path = write(target, png_bytes(result.image, result.recipe), number=True)
+    def _results(self, job: Job, recipe: Recipe, before: int) -> Iterator[Result]:
+        """The pictures of a recipe of a job, of which so many steps were done before."""
+        return results(
+            recipe,
+            models=self.places.models,
+            keeper=self._keeper,
+            progress=lambda number, done, steps: self._step(job, before + number * steps + done),
+            watch=lambda pipe: watching(
+                pipe, lambda seen: self._show(job, seen), job.stop.is_set, self._previews
+            ),
+        )
+
+    def _keep(self, job: Job, result: Result, scorer: Scorer) -> None:
+        scores = scorer.scores(result.recipe, result.image)
+        content = png_bytes(result.image, result.recipe, captions.chunk(scores))
+        path = self._write(str(result.recipe.seed), content)
         rows = tuple(asdict(row) for row in result.report.rows)
         size = result.image.size
-        job.made.append(Made(path.name, result.recipe.seed, *size, rows, str(result.report)))
+        made = Made(path.name, result.recipe.seed, *size, rows, str(result.report), tuple(scores))
+        job.made.append(made)
+        job.preview = None
         job.version += 1
+
+    def _write_sheet(self, job: Job, picture: Image.Image, chunk: dict[str, str]) -> None:
+        job.sheet = self._write("grid", png_bytes(picture, None, chunk)).name
+        job.version += 1
+
+    def _write(self, name: str, content: bytes) -> Path:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return write(self.places.output / f"{stamp}-{name}.png", content, number=True)
 
     def _step(self, job: Job, done: int) -> None:
         job.state, job.steps = "running", done
@@ -333,3 +325,19 @@ class Jobs:
         finished = [key for key, other in self._jobs.items() if other.finished]
         for key in finished[: max(0, len(finished) - self.limits.kept)]:
             del self._jobs[key]
+
+
+def _scorer(places: Places) -> Scorer:
+    from controlkit.evaluation.scoring import Scorer
+
+    return Scorer(places.files)
+
+
+def _sheet(recipe: Recipe, sweep: Sweep) -> Sheet:
+    part = recipe.controls[sweep.control]
+    word = "curve x" if isinstance(part.scale, tuple) else "scale"
+    title = f"{title_of(recipe, sweep)}: {word} by seed"
+    size = f"{recipe.width} x {recipe.height}, " if recipe.width and recipe.height else ""
+    details = f"{recipe.prompt} ({size}{recipe.steps} steps, guidance {recipe.guidance_scale:g})"
+    columns = [f"{word} {scale:g}" for scale in sweep.scales]
+    return Sheet(title, details, columns, [f"seed {seed}" for seed in sweep.seeds])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -39,21 +40,28 @@ DEEP = 4
 
 
 def models(places: Places) -> list[str]:
-    """Sources of text-to-image models: the embedded one, and folders in diffusers layout."""
-    folders = (path.parent for path in _files(places.models) if path.name == "model_index.json")
-    return ["embedded:base", *sorted(_source(folder, places) for folder in folders)]
+    """Sources of text-to-image models: the embedded one, folders in diffusers layout, and whole files."""
+    from controlkit.recipes.single import base_of
+
+    files = list(_files(places.models))
+    whole = [path for path in files if base_of(path)]
+    configs = {path.with_suffix("") for path in whole}  # folders beside files hold no weights
+    folders = {path.parent for path in files if path.name == "model_index.json"} - configs
+    return ["embedded:base", *sorted(_source(path, places) for path in (*folders, *whole))]
 
 
 def controls(places: Places) -> list[str]:
     """Sources of control modules: the embedded ones, those of other packages, and weight files."""
     from controlkit import embedded, plugins
 
-    found = [f"embedded:{name}" for name in embedded.names() if _embedded(name).kind != "classifier"]
+    found = [f"embedded:{name}" for name in embedded.names() if not _is_classifier(name)]
     found += [f"plugin:{name}" for name in plugins.kinds()]
     files = list(_files(places.models))
     pipelines = {path.parent for path in files if path.name == "model_index.json"}
+    from controlkit.recipes.single import base_of
+
     for path in sorted(files):
-        if path.suffix not in WEIGHTS or any(parent in pipelines for parent in path.parents):
+        if path.suffix not in WEIGHTS or any(parent in pipelines for parent in path.parents) or base_of(path):
             continue
         layout = (path.parent / "config.json").is_file() and path.parent != places.models
         found.append(_source(path.parent if layout else path, places))
@@ -101,6 +109,15 @@ def about(source: str, places: Places) -> dict[str, Any]:
         return {**asdict(_embedded(name)), "source": source}
     place = name if scheme == "hub" else places.files.weights(source)
     return {**asdict(ck.inspect(place)), "source": source}
+
+
+@cache
+def _is_classifier(name: str) -> bool:
+    """Read from its config alone: the page is built before anything heavy is imported."""
+    from controlkit import embedded
+
+    config = json.loads((embedded.path(name) / "config.json").read_text("utf-8"))
+    return config.get("_class_name") == "NoisyClassifier"
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlkit.errors import ControlKitError
 from controlkit.recipes import ControlRecipe
-from controlkit.ui import listing
+from controlkit.ui import listing, warming
 from controlkit.ui.places import Places
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def seen(part: ControlRecipe, places: Places, width: int, height: int) -> Seen:
     Raises:
         ControlKitError: The picture, the detector, its options or the mask cannot be used.
     """
+    warming.imported()
     from controlkit.binding import read_map, read_mask
     from controlkit.images import fit, to_picture
     from controlkit.maps import check_map
@@ -112,6 +113,11 @@ def size_of(source: str, places: Places) -> tuple[int, int]:
     if scheme not in ("embedded", "file"):
         return 512, 512
     folder = embedded.path("base") if scheme == "embedded" else places.files.weights(source)
+    if folder.is_file():
+        from controlkit.recipes.single import side_of
+
+        side = side_of(folder) or 512
+        return side, side
     sample = _entry(folder / "unet" / "config.json", "sample_size")
     blocks = _entry(folder / "vae" / "config.json", "block_out_channels")
     if not isinstance(sample, int) or not isinstance(blocks, list):

@@ -13,10 +13,11 @@ import gradio as gr
 from controlkit import __version__
 from controlkit.errors import ControlKitError
 from controlkit.recipes import write
-from controlkit.ui import fields, listing, presets, style, widgets
+from controlkit.ui import fields, listing, presets, style, sweeping, widgets
 from controlkit.ui.panels import Panel, guide_panel, unit_panel
 from controlkit.ui.service import Service
-from controlkit.ui.settings import GUIDES, NO_SCHEDULER, UNITS, Guide, Page, Unit
+from controlkit.ui.settings import GUIDES, NO_SCHEDULER, UNITS, Guide, Page, Start, Unit
+from controlkit.ui.starting import start_panel
 
 BEAT = 0.1
 """Seconds between two looks at a job."""
@@ -30,6 +31,7 @@ def page_from(values: tuple[Any, ...]) -> Page:
     page = Page(*values[: _MAIN + 1])
     at = _MAIN + 1
     wide, narrow = len(dataclasses.fields(Unit)), len(dataclasses.fields(Guide))
+    page.start = Start(*values[at : (at := at + len(dataclasses.fields(Start)))])
     page.units = [Unit(*values[at + k * wide : at + (k + 1) * wide]) for k in range(UNITS)]
     at += UNITS * wide
     page.guides = [Guide(*values[at + k * narrow : at + (k + 1) * narrow]) for k in range(GUIDES)]
@@ -39,24 +41,35 @@ def page_from(values: tuple[Any, ...]) -> Page:
 def values_of(page: Page, service: Service, ticks: int) -> list[Any]:
     """The values of all widgets that show these settings: the reverse of `page_from`, and the drawings."""
     values = [getattr(page, each.name) for each in dataclasses.fields(Page)[: _MAIN + 1]]
+    values += [getattr(page.start, each.name) for each in dataclasses.fields(Start)]
     for unit in page.units:
         values += [getattr(unit, each.name) for each in dataclasses.fields(Unit)]
     for guide in page.guides:
         values += [getattr(guide, each.name) for each in dataclasses.fields(Guide)]
+    values.append(widgets.drawing(page.start.image, page.start.mask, veil=True))
+    values.append(gr.skip() if page.start.image is None else gr.update(open=True))
     for unit in page.units:
         values += [widgets.drawing(unit.image, unit.mask), ticks]
     return values
 
 
-def generate(service: Service, page: Page) -> Iterator[tuple[str, str, str, str]]:
+def generate(
+    service: Service, page: Page, grid: tuple[str, str, str] | None = None
+) -> Iterator[tuple[str, str, str, str]]:
     """Make the pictures of a page, and tell how far they are.
+
+    Args:
+        service: What the server can do.
+        page: What is set.
+        grid: The control, scales and seeds of a sweep; None: the pictures of the page alone.
 
     Yields:
         The stage, the job's name, the gallery, and the report.
     """
-    shown = style.gallery([path.name for path in service.places.pictures()])
+    shown = style.gallery(service.places.pictures())
     try:
-        job = service.jobs.submit(fields.recipe_of(page, service.places))
+        sweep = sweeping.sweep_of(page, *grid) if grid else None
+        job = service.jobs.submit(fields.recipe_of(page, service.places), sweep)
     except ControlKitError as error:
         yield style.problem(error), "", shown, ""
         return
@@ -70,7 +83,7 @@ def generate(service: Service, page: Page) -> Iterator[tuple[str, str, str, str]
     finally:
         if not job.finished:  # the browser went away
             service.jobs.cancel(job.id)
-    shown = style.gallery([path.name for path in service.places.pictures()])
+    shown = style.gallery(service.places.pictures())
     yield style.stage(job), "", shown, style.reports(job.made)
 
 
@@ -92,7 +105,7 @@ def restored(service: Service, content: bytes) -> Page:
     Raises:
         ControlKitError: There is no recipe in it, or one that the page has no room for.
     """
-    return fields.page_of(service.recipe_of(content), service.places)
+    return fields.page_of(service.recipe_of(sweeping.recipe_in(content)), service.places)
 
 
 def build(service: Service) -> gr.Blocks:
@@ -135,7 +148,7 @@ def _settings(service: Service) -> tuple[list[Any], list[Panel]]:
                 allow_custom_value=True,
                 elem_id="scheduler",
             )
-        with gr.Row():
+        with gr.Row(elem_classes="ck-pair"):
             steps = gr.Slider(1, 100, own.steps, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance scale", elem_id="cfg")
         with gr.Row():
@@ -149,16 +162,28 @@ def _settings(service: Service) -> tuple[list[Any], list[Panel]]:
         gr.Markdown("Width and height of 0 are the model's own size.", elem_classes="ck-hint")
         negative = gr.Textbox(label="Negative prompt", elem_id="negative")
     rest = gr.State({})
-    frame, panels = [model, width, height], list[Panel]()
+    frame = [model, width, height]
+    panels = [start_panel(service, frame)]
     with gr.Tabs(elem_id="units"):
         for number in range(1, UNITS + 1):
-            with gr.Tab(f"Control {number}", id=f"unit{number}"):
+            with gr.Tab(f"Control {number}", id=f"unit{number}") as tab:
                 panels.append(unit_panel(number, service, frame))
+            _marked(tab, f"Control {number}", panels[-1].values[0])
         for number in range(1, GUIDES + 1):
-            with gr.Tab(f"Guidance {number}", id=f"guide{number}"):
+            with gr.Tab(f"Guidance {number}", id=f"guide{number}") as tab:
                 panels.append(guide_panel(number))
+            _marked(tab, f"Guidance {number}", panels[-1].values[0])
     main = [prompt, negative, model, scheduler, steps, seed, width, height, guidance, images, rest]
     return main, panels
+
+
+def _marked(tab: Any, name: str, use: Any) -> None:
+    """Mark the tab of what is in use."""
+
+    def label(used: bool) -> Any:
+        return gr.Tab(label=f"{name} ●" if used else name)
+
+    use.change(label, use, tab, show_progress="hidden", api_visibility="private")
 
 
 def _results(service: Service) -> dict[str, Any]:
@@ -178,7 +203,9 @@ def _results(service: Service) -> dict[str, Any]:
         height=140,
         elem_id="restore",
     )
+    made["again"] = gr.Textbox(show_label=False, elem_id="again", elem_classes="ck-hidden")
     made["said"] = gr.Markdown(elem_id="said")
+    made["sweep"] = sweeping.panel()
     with gr.Accordion("Presets", open=False):
         with gr.Row():
             made["preset"] = gr.Dropdown(
@@ -206,6 +233,9 @@ def _wire(
     def run(*values: Any) -> Iterator[Any]:
         yield from generate(service, page_from(values))
 
+    def run_grid(control: str, scales: str, seeds: str, *values: Any) -> Iterator[Any]:
+        yield from generate(service, page_from(values), (control, scales, seeds))
+
     def stop(key: str) -> None:
         if key:
             service.jobs.cancel(key)
@@ -227,6 +257,15 @@ def _wire(
         return tried(
             lambda: restored(service, Path(path).read_bytes()), "All settings are those of the picture."
         )
+
+    def own(told: str) -> tuple[Any, ...]:
+        """All settings are those of a picture in the gallery; its name comes with the time of the click."""
+        name = told.partition("|")[0]
+        filled = tried(
+            lambda: restored(service, service.places.result(name).read_bytes()),
+            f"All settings are those of {name}.",
+        )
+        return (*filled, *sweeping.fields_in(str(service.places.result(name))))
 
     def save(name: str, *values: Any) -> tuple[Any, str]:
         try:
@@ -251,11 +290,17 @@ def _wire(
 
     def begin() -> Any:
         service.jobs.warm(service.model)
-        return style.gallery([path.name for path in service.places.pictures()])
+        return style.gallery(service.places.pictures())
 
     shown = [made["stage"], job, made["gallery"], made["report"]]
     made["go"].click(run, inputs, shown, concurrency_limit=8, **quiet)
     made["go"].click(None, js=style.TO_THE_STAGE)
+    grid = [made["sweep"][name] for name in ("control", "scales", "seeds")]
+    made["sweep"]["go"].click(run_grid, [*grid, *inputs], shown, concurrency_limit=8, **quiet)
+    made["sweep"]["go"].click(None, js=style.TO_THE_STAGE)
+    sheet = [*grid, made["sweep"]["open"]]
+    made["file"].upload(sweeping.fields_in, made["file"], sheet, **quiet)
+    made["again"].change(own, made["again"], [*outputs, *sheet], **quiet)
     made["cancel"].click(stop, job, None, concurrency_limit=8, **quiet)
     made["file"].upload(drop, made["file"], outputs, **quiet)
     made["save"].click(save, [made["name"], *inputs], [made["preset"], made["said"]], **quiet)
@@ -265,7 +310,7 @@ def _wire(
     if presets.DEFAULT in presets.names(service.places):
         blocks.load(lambda: load(presets.DEFAULT), None, outputs, **quiet)
     else:
-        ticks = [panel.others[1] for panel in panels if panel.others]
+        ticks = [panel.tick for panel in panels if panel.tick is not None]
         blocks.load(lambda: [1] * len(ticks) if len(ticks) > 1 else 1, None, ticks, **quiet)
 
 
@@ -291,7 +336,7 @@ def mount(app: Any, service: Service) -> Any:
         mcp_server=False,
         pwa=False,
         css=style.CSS,
-        head=style.PHONE,
+        head=style.HEAD,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
 

@@ -9,7 +9,7 @@ import gradio as gr
 
 from controlkit.errors import ControlKitError
 from controlkit.recipes import ControlRecipe
-from controlkit.ui import fields, listing, widgets
+from controlkit.ui import fields, listing, painting, widgets
 from controlkit.ui.service import Service
 from controlkit.ui.settings import NETWORKS, NO_DETECTOR, Guide, Page, Unit
 
@@ -21,10 +21,12 @@ class Panel:
     Args:
         values: In the order of the fields of `Unit` or `Guide`.
         others: What is filled beside them when a recipe is put on the page.
+        tick: Counts up where the widgets of a detector's options are to be made anew; guides have none.
     """
 
     values: list[Any]
     others: list[Any]
+    tick: Any = None
 
 
 def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
@@ -62,6 +64,7 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
             buttons=["fullscreen", "download"],
         )
     doubt = gr.Markdown(elem_id=f"{key}-doubt", elem_classes="ck-doubt")
+    paint = painting.panel(key)
     with gr.Row(elem_classes="ck-pair"):
         detector = gr.Dropdown(
             [NO_DETECTOR, *(name for name, info in about.items() if not info["missing"])],
@@ -79,7 +82,7 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
     options, tick = gr.State({}), gr.State(0)
     with gr.Accordion("Detector options", open=False):
         _options(about, detector, options, tick)
-    with gr.Row():
+    with gr.Row(elem_classes="ck-pair"):
         scale = gr.Slider(-1, 2, own.scale, step=0.05, label="Scale", elem_id=f"{key}-scale")
         start = gr.Slider(0, 0.95, own.start, step=0.05, label="Start", elem_id=f"{key}-start")
         end = gr.Slider(0.05, 1, own.end, step=0.05, label="End", elem_id=f"{key}-end")
@@ -92,9 +95,11 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
             info="Points FRACTION:SCALE, such as 0:1, 0.5:0.2; in place of the scale",
             elem_id=f"{key}-points",
         )
+    widgets.curve(key)
     mask = gr.State(None)
     with gr.Accordion("Region: paint where it acts", open=False, elem_id=f"{key}-region-open"):
-        brush = widgets.region("Painted: it acts there. Nothing painted: everywhere.", f"{key}-region")
+        gr.Markdown("It acts on what is painted; with nothing painted, everywhere.", elem_classes="ck-hint")
+        brush = widgets.region("Paint here", f"{key}-region")
         clear = gr.Button("Everywhere", size="sm", elem_id=f"{key}-everywhere")
     with gr.Accordion("Advanced", open=False):
         blocks = gr.Textbox(
@@ -122,8 +127,11 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
     ]
     values.append(rest)
 
+    def page_of(model: str, width: float, height: float) -> Page:
+        return Page(model=model, width=width or 0, height=height or 0)
+
     def look(model: str, width: float, height: float, *given: Any) -> tuple[Any, str]:
-        return preview(service, Page(model=model, width=width or 0, height=height or 0), Unit(*given), number)
+        return preview(service, page_of(model, width, height), Unit(*given), number)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": True, "api_visibility": "private"}
     changes = [each.change for each in (module, image, detector, fit, options, mask, resize, *frame)]
@@ -143,9 +151,11 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
         lambda name, count: fitting(service, name, count), [module, tick], [detector, options, tick], **quiet
     )
     detector.input(lambda count: ({}, count + 1), tick, [options, tick], **quiet)
-    brush.input(lambda painted: painted, brush, mask, **quiet)
+    brush.input(lambda painted: painted, brush, mask, trigger_mode="always_last", **quiet)
     clear.click(lambda picture: (widgets.drawing(picture, None), None), image, [brush, mask], **quiet)
-    return Panel(values, [brush, tick])
+    filled = [image, detector, options, tick, use, brush]
+    painting.wire(paint, service, number, page_of, {"frame": frame, "values": values, "filled": filled})
+    return Panel(values, [brush, tick], tick)
 
 
 def _options(about: dict[str, Any], detector: Any, options: Any, tick: Any) -> None:
@@ -245,7 +255,7 @@ def guide_panel(number: int) -> Panel:
     with gr.Row(elem_classes="ck-pair"):
         image = widgets.picture("Target as a picture", f"{key}-image", 180)
         where = widgets.picture("Where (color, region): white inside", f"{key}-where", 180)
-    with gr.Row():
+    with gr.Row(elem_classes="ck-pair"):
         scale = gr.Number(own.scale, label="Scale", step=0.1, elem_id=f"{key}-scale")
         start = gr.Slider(0, 0.95, own.start, step=0.05, label="Start")
         end = gr.Slider(0.05, 1, own.end, step=0.05, label="End")

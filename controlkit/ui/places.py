@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from controlkit.errors import ParameterError, RecipeError
-from controlkit.recipes import ControlRecipe, Files, GuidanceRecipe, Recipe
+from controlkit.recipes import ControlRecipe, Files, GuidanceRecipe, Picture, Recipe
 from controlkit.recipes.guides import BUILT_IN
 from controlkit.recipes.images import check_relative
 from controlkit.ui.errors import Refused
@@ -126,9 +126,13 @@ class Places:
             ParameterError: A path, or an option that only the machine's owner may set.
             RecipeError: A picture by its path: what comes over HTTP has no folder to be relative to.
         """
+        if recipe.init is not None:
+            _no_picture_paths({"image": recipe.init.image, "mask": recipe.init.mask}, "init")
         for number, part in enumerate(recipe.controls):
             place = f"controls[{number}]"
-            _no_picture_paths(part, place)
+            pictures = {"image": part.image, "mask": part.mask}
+            option = part.options.get("mask") if isinstance(part, GuidanceRecipe) else None
+            _no_picture_paths(pictures, place, option)
             if isinstance(part, ControlRecipe):
                 for name in ("subfolder", "weight_name"):
                     if (value := getattr(part.module, name)) is not None:
@@ -140,9 +144,7 @@ class Places:
         return recipe
 
 
-def _no_picture_paths(part: ControlRecipe | GuidanceRecipe, place: str) -> None:
-    pictures = {"image": part.image, "mask": part.mask}
-    option = part.options.get("mask") if isinstance(part, GuidanceRecipe) else None
+def _no_picture_paths(pictures: Mapping[str, Picture | None], place: str, option: Any = None) -> None:
     by_path = [name for name, picture in pictures.items() if picture is not None and picture.path is not None]
     if isinstance(option, Mapping) and option.get("path") is not None:
         by_path.append("options.mask")

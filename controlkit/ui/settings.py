@@ -94,6 +94,29 @@ class Guide:
 
 
 @dataclass
+class Start:
+    """The picture to start from.
+
+    Args:
+        image: The picture; None: noise alone.
+        strength: How much becomes new.
+        mask: What is drawn anew, white; None: all of it.
+        blur: Pixels over which the mask fades.
+        margin: Pixels around the mask, where only that part is drawn; empty: all of the picture.
+        resize: As in recipes.
+        rest: What else the recipe said.
+    """
+
+    image: Image.Image | None = None
+    strength: float = 0.8
+    mask: Image.Image | None = None
+    blur: float = 4.0
+    margin: str = ""
+    resize: str = "stretch"
+    rest: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass
 class Page:
     """Everything that is set on the page.
 
@@ -109,6 +132,7 @@ class Page:
         guidance_scale: Of classifier-free guidance.
         images: How many.
         rest: What else the recipe said.
+        start: The picture to start from.
         units: The controls.
         guides: The guidance functions.
     """
@@ -124,5 +148,6 @@ class Page:
     guidance_scale: float = 2.0
     images: float = 1
     rest: dict[str, Any] = field(default_factory=dict[str, Any])
+    start: Start = field(default_factory=Start)
     units: list[Unit] = field(default_factory=lambda: [Unit() for _ in range(UNITS)])
     guides: list[Guide] = field(default_factory=lambda: [Guide() for _ in range(GUIDES)])

@@ -7,119 +7,59 @@ from pathlib import Path
 from typing import Any
 
 from controlkit.errors import ParameterError
+from controlkit.hosts.controlnet_names import ALIASES, MODES, RESIZES, SLIDERS, detector_of
 from controlkit.recipes import Picture
 from controlkit.ui import bodies, listing
 from controlkit.ui.places import Places
 
-NO_MODULE = ("none", "")
 
-ALIASES = {
-    "invert (from white bg & black line)": "invert",
-    "scribble_xdog": "scribble",
-    "scribble_pidinet": "pidinet",
-    "softedge_hed": "hed",
-    "softedge_pidinet": "pidinet",
-    "softedge_teed": "teed",
-    "softedge_anyline": "anyline",
-    "lineart_realistic": "lineart-realistic",
-    "lineart_anime": "lineart-anime",
-    "lineart_standard": "lineart",
-    "lineart_standard (from white bg & black line)": "lineart",
-    "depth_midas": "midas",
-    "depth_leres": "leres",
-    "depth_zoe": "zoe",
-    "depth_anything_v2": "depth-anything",
-    "normal_bae": "normal-bae",
-    "openpose_full": "openpose",
-    "tile_resample": "tile",
-    "blur_gaussian": "blur",
-    "recolor_luminance": "recolor",
-    "t2ia_color_grid": "color",
-}
-"""Their names for detectors of ours."""
-
-SLIDERS: dict[str, tuple[str, ...]] = {
-    "canny": ("low_threshold", "high_threshold"),
-    "blur": ("sigma",),
-    "scribble": ("threshold",),
-    "threshold": ("level",),
-}
-"""The options that ``threshold_a`` and ``threshold_b`` stand for."""
-
-
-def _body(**properties: dict[str, Any]) -> dict[str, Any]:
+def body(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The ``requestBody`` of OpenAPI for an object with these properties."""
     schema = {"type": "object", "properties": properties}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-_TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
 _UNIT = {
     "type": "object",
     "properties": {
         "enabled": {"type": "boolean"},
-        "image": _TEXT,
+        "image": TEXT,
         "mask": {"type": ["string", "null"]},
-        "module": _TEXT,
-        "model": _TEXT,
-        "weight": _NUMBER,
+        "module": TEXT,
+        "model": TEXT,
+        "weight": NUMBER,
         "resize_mode": {"type": ["string", "integer"]},
-        "processor_res": _WHOLE,
-        "threshold_a": _NUMBER,
-        "threshold_b": _NUMBER,
-        "guidance_start": _NUMBER,
-        "guidance_end": _NUMBER,
+        "processor_res": WHOLE,
+        "threshold_a": NUMBER,
+        "threshold_b": NUMBER,
+        "guidance_start": NUMBER,
+        "guidance_end": NUMBER,
         "control_mode": {"type": ["string", "integer"]},
         "pixel_perfect": {"type": "boolean"},
     },
 }
 _UNITS = {"type": "object", "properties": {"args": {"type": "array", "items": _UNIT}}}
-TXT2IMG = _body(
-    prompt=_TEXT,
-    negative_prompt=_TEXT,
-    seed=_WHOLE,
-    steps=_WHOLE,
-    width=_WHOLE,
-    height=_WHOLE,
-    cfg_scale=_NUMBER,
-    sampler_name=_TEXT,
-    scheduler=_TEXT,
-    n_iter=_WHOLE,
-    batch_size=_WHOLE,
-    override_settings={"type": "object"},
-    alwayson_scripts={"type": "object", "properties": {"controlnet": _UNITS}},
-)
+PICTURE: dict[str, Any] = {
+    **dict.fromkeys(("prompt", "negative_prompt", "sampler_name", "scheduler"), TEXT),
+    **dict.fromkeys(("seed", "steps", "width", "height", "n_iter", "batch_size"), WHOLE),
+    "cfg_scale": NUMBER,
+    "override_settings": {"type": "object"},
+    "alwayson_scripts": {"type": "object", "properties": {"controlnet": _UNITS}},
+}
+"""What requests of pictures hold."""
+TXT2IMG = body(**PICTURE)
 """The description of a request of text to image."""
-DETECT = _body(
-    controlnet_module=_TEXT,
-    controlnet_images={"type": "array", "items": _TEXT},
-    controlnet_processor_res=_WHOLE,
-    controlnet_threshold_a=_NUMBER,
-    controlnet_threshold_b=_NUMBER,
+DETECT = body(
+    controlnet_module=TEXT,
+    controlnet_images={"type": "array", "items": TEXT},
+    controlnet_processor_res=WHOLE,
+    controlnet_threshold_a=NUMBER,
+    controlnet_threshold_b=NUMBER,
 )
 """The description of a request for maps."""
-OPTIONS = _body(sd_model_checkpoint=_TEXT)
+OPTIONS = body(sd_model_checkpoint=TEXT)
 """The description of settings."""
-
-_MODES = {
-    0: "balanced",
-    1: "prompt",
-    2: "control",
-    "balanced": "balanced",
-    "my prompt is more important": "prompt",
-    "controlnet is more important": "control",
-}
-_RESIZE = {
-    0: "stretch",
-    1: "crop",
-    2: "pad",
-    "just resize": "stretch",
-    "scale to fit (inner fit)": "crop",
-    "inner fit (scale to fit)": "crop",
-    "crop and resize": "crop",
-    "resize and fill": "pad",
-    "envelope (outer fit)": "pad",
-    "outer fit (shrink to fit)": "pad",
-}
 
 
 def model_names(places: Places) -> list[str]:
@@ -171,43 +111,6 @@ def _type(modules: list[str], models: list[str]) -> dict[str, Any]:
         "default_option": modules[min(1, len(modules) - 1)],
         "default_model": models[0] if models else "None",
     }
-
-
-def detector_of(module: object, low: object = -1, high: object = -1) -> tuple[str | None, dict[str, Any]]:
-    """The detector of their name, and its options; None where the picture is the map.
-
-    Raises:
-        ParameterError: No such module.
-    """
-    if not isinstance(module, str):
-        raise ParameterError("module", found=f"{module!r:.60}", expected="a name of /controlnet/module_list")
-    name = module.strip().lower()
-    if name in NO_MODULE:
-        return None, {}
-    known = {info["name"]: info for info in listing.detectors()}
-    ours = name if name in known else ALIASES.get(name, name)
-    if ours not in known:
-        raise ParameterError(
-            "module", found=repr(module)[:80], expected="a name of /controlnet/module_list", code="CK-P"
-        )
-    about = {option["name"]: option for option in known[ours]["options"]}
-    options: dict[str, Any] = {}
-    for slider, value in zip(SLIDERS.get(ours, ()), (low, high), strict=False):
-        if slider in about and _inside(value, about[slider]):
-            options[slider] = type(about[slider]["default"])(value)
-    if ours == "canny" and options.get("low_threshold", 0) > options.get("high_threshold", 10**9):
-        options["low_threshold"], options["high_threshold"] = (
-            options["high_threshold"],
-            options["low_threshold"],
-        )
-    return ours, options
-
-
-def _inside(value: object, option: dict[str, Any]) -> bool:
-    """Whether a slider was moved: -1 and what lies outside stand for the default, as in the original."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return option["low"] <= value <= option["high"]
 
 
 def controls_of(values: dict[str, Any], places: Places) -> list[dict[str, Any]]:
@@ -269,11 +172,11 @@ def _control(unit: object, place: str, places: Places) -> dict[str, Any] | None:
         "image": sent(image, f"{place}: image"),
         "detect": module,
         "detect_options": options if module and options else None,
-        "scale": _number(unit.get("weight", 1.0), f"{place}: weight"),
-        "start": _number(unit.get("guidance_start", 0.0), f"{place}: guidance_start"),
-        "end": _number(unit.get("guidance_end", 1.0), f"{place}: guidance_end"),
-        "mode": _choice(_MODES, unit.get("control_mode", 0), f"{place}: control_mode"),
-        "resize": _choice(_RESIZE, unit.get("resize_mode", 0), f"{place}: resize_mode"),
+        "scale": number(unit.get("weight", 1.0), f"{place}: weight"),
+        "start": number(unit.get("guidance_start", 0.0), f"{place}: guidance_start"),
+        "end": number(unit.get("guidance_end", 1.0), f"{place}: guidance_end"),
+        "mode": _choice(MODES, unit.get("control_mode", 0), f"{place}: control_mode"),
+        "resize": _choice(RESIZES, unit.get("resize_mode", 0), f"{place}: resize_mode"),
         "mask": sent(mask, f"{place}: mask") if mask else None,
     }
 
@@ -286,7 +189,12 @@ def _choice(table: dict[Any, str], value: object, name: str) -> str:
     return table[key]
 
 
-def _number(value: object, name: str) -> float:
+def number(value: object, name: str) -> float:
+    """A number.
+
+    Raises:
+        ParameterError: It is none.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(name, found=f"{value!r:.60}", expected="a number")
     return float(value) if abs(value) < 1e6 else 1e6

@@ -1,9 +1,9 @@
 """The routes of AUTOMATIC1111 and sd-webui-controlnet, for clients that were written for these.
 
-What they send becomes a recipe. Of ``/sdapi/v1`` there is text to image and what clients ask before it; of
-``/controlnet`` version, models, modules and detect. Settings that have no meaning here are ignored, as the
-originals ignore unknown ones; what changes the picture and is not offered (hires fix, image to image) is
-refused.
+What they send becomes a recipe. Of ``/sdapi/v1`` there are text to image, image to image and what clients
+ask before them; of ``/controlnet`` version, models, modules and detect. Settings that have no meaning here
+are ignored, as the originals ignore unknown ones; what changes the picture and is not offered (hires fix,
+some values of image to image) is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from controlkit.errors import ParameterError
 from controlkit.recipes import Recipe
-from controlkit.ui import listing, units
+from controlkit.ui import inits, listing, units
 from controlkit.ui.answers import read_json
 from controlkit.ui.errors import Refused
 from controlkit.ui.jobs import Job
@@ -117,10 +117,9 @@ def _controlnet(app: FastAPI, service: Service) -> None:
 
 
 def _generating(app: FastAPI, service: Service) -> None:
-    async def draw(request: Request) -> dict[str, Any]:
-        """Text to image, with control units under ``alwayson_scripts``; answers when it is done."""
+    async def drawn(request: Request, start: bool) -> dict[str, Any]:
         values = await read_json(request)
-        recipe = await run_in_threadpool(lambda: recipe_of(values, service))
+        recipe = await run_in_threadpool(lambda: recipe_of(values, service, start))
         job = await run_in_threadpool(service.jobs.submit, recipe)
         while not job.over.is_set():
             await asyncio.sleep(0.05)
@@ -128,14 +127,17 @@ def _generating(app: FastAPI, service: Service) -> None:
                 service.jobs.cancel(job.id)
         return await run_in_threadpool(lambda: _answer(job, recipe, values, service))
 
-    app.post("/sdapi/v1/txt2img", tags=["sdapi"], openapi_extra=units.TXT2IMG)(draw)
-    app.post("/controlnet/txt2img", include_in_schema=False)(draw)
+    async def txt2img(request: Request) -> dict[str, Any]:
+        """Text to image, with control units under ``alwayson_scripts``; answers when it is done."""
+        return await drawn(request, False)
 
-    @app.post("/sdapi/v1/img2img", include_in_schema=False)
-    async def img2img() -> None:
-        raise Refused(
-            "img2img", found="image to image", expected="text to image: this server has no other", status=404
-        )
+    async def img2img(request: Request) -> dict[str, Any]:
+        """Image to image, and inpainting with a ``mask``; as text to image for the rest."""
+        return await drawn(request, True)
+
+    for name, act, about in (("txt2img", txt2img, units.TXT2IMG), ("img2img", img2img, inits.IMG2IMG)):
+        app.post(f"/sdapi/v1/{name}", tags=["sdapi"], openapi_extra=about)(act)
+        app.post(f"/controlnet/{name}", include_in_schema=False)(act)
 
     @app.get("/sdapi/v1/progress", tags=["sdapi"])
     def progress(skip_current_image: bool = False) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _lists(app: FastAPI, service: Service) -> None:
     @get("scripts")
     def scripts() -> dict[str, list[str]]:
         """Scripts."""
-        return {"txt2img": ["controlnet"], "img2img": []}
+        return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
 
     @get("cmd-flags")
     def cmd_flags() -> dict[str, Any]:
@@ -242,8 +244,13 @@ def _nothing_done() -> dict[str, Any]:
     return {}
 
 
-def recipe_of(values: dict[str, Any], service: Service) -> Recipe:
-    """The recipe that a request of text to image means.
+def recipe_of(values: dict[str, Any], service: Service, start: bool = False) -> Recipe:
+    """The recipe that a request means.
+
+    Args:
+        values: The request.
+        service: What is offered.
+        start: Whether it is one of image to image.
 
     Raises:
         ControlKitError: Something in it cannot be used, or is not offered and would change the picture.
@@ -270,6 +277,7 @@ def recipe_of(values: dict[str, Any], service: Service) -> Recipe:
         "images": count,
         "scheduler": _scheduler(values),
         "controls": units.controls_of(values, service.places),
+        "init": inits.init_of(values, service) if start else None,
     }
     return Recipe(**given)
 
@@ -321,7 +329,10 @@ def _answer(job: Job, recipe: Recipe, values: dict[str, Any], service: Service) 
         "sd_model_name": recipe.model.source,
         "infotexts": [made.text for made in job.made],
     }
-    parameters = {name: value for name, value in values.items() if name != "alwayson_scripts"}
+    if recipe.init is not None:
+        info["denoising_strength"] = recipe.init.strength
+    large = ("alwayson_scripts", "init_images", "mask")
+    parameters = {name: value for name, value in values.items() if name not in large}
     return {
         "images": images if values.get("send_images", True) else [],
         "parameters": parameters,

@@ -22,6 +22,9 @@ LONGEST = 1536
 KEPT = 8
 """Drawings that Gradio holds in memory."""
 
+_WHITE = [min(255, round(value / 0.6)) for value in range(256)]
+"""By the opacity of a veil: how white what it covers is."""
+
 HIDDEN = ("weights", "revision", "local_files_only", "device", "half", "safe")
 """Options of detectors that are the machine's owner's."""
 
@@ -58,8 +61,14 @@ def opened(value: Any) -> Image.Image | None:
     return found
 
 
-def region(label: str, name: str) -> Any:
-    """A picture to paint on. Its value is what was painted: white on black (mode L), or None for nothing."""
+def region(label: str, name: str, veil: bool = False) -> Any:
+    """A picture to paint on. Its value is what was painted: white on black (mode L), or None for nothing.
+
+    Args:
+        label: What it says.
+        name: Its id.
+        veil: Paint so that the picture shows through; what is painted is white all the same.
+    """
     made: Any = gr.ImageEditor(
         label=label,
         type="pil",
@@ -68,7 +77,9 @@ def region(label: str, name: str) -> Any:
         sources=(),
         transforms=(),
         layers=False,
-        brush=gr.Brush(colors=["#ff2d55"], color_mode="fixed", default_size=24),
+        brush=gr.Brush(
+            colors=["rgba(255, 45, 85, 0.6)" if veil else "#ff2d55"], color_mode="fixed", default_size=24
+        ),
         height=320,
         elem_id=name,
     )
@@ -78,16 +89,18 @@ def region(label: str, name: str) -> Any:
         if payload is None:
             return None
         held = payload if payload.id is None else storage.get(payload.id)
-        layers = [_layer(layer) for layer in (getattr(held, "layers", None) or [])]
+        layers = [layer_of(layer) for layer in (getattr(held, "layers", None) or [])]
         for old in list(storage)[:-KEPT]:
             storage.pop(old, None)
-        return union([layer for layer in layers if layer is not None])
+        found = union([layer for layer in layers if layer is not None])
+        return found.point(_WHITE) if veil and found is not None else found
 
     made.preprocess = painted
     return made
 
 
-def _layer(file: Any) -> Image.Image | None:
+def layer_of(file: Any) -> Image.Image | None:
+    """One layer of what was painted: a file, or its bytes; None for none."""
     if file is None:
         return None
     content = io.BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file.path
@@ -104,14 +117,30 @@ def union(layers: list[Image.Image]) -> Image.Image | None:
     return Image.fromarray(painted) if painted.any() else None
 
 
-def drawing(background: Image.Image | None, mask: Image.Image | None) -> dict[str, Any] | None:
+def curve(key: str) -> Any:
+    """The curve of a unit's scale, drawn from its text field and written into it by ``curve.js``.
+
+    Args:
+        key: What the names of the unit's widgets begin with.
+    """
+    return gr.HTML(
+        f'<div class="ck-curve" data-key="{key}"></div>',
+        js_on_load="window.ckCurve(element)",
+        elem_id=f"{key}-curve",
+    )
+
+
+def drawing(
+    background: Image.Image | None, mask: Image.Image | None, veil: bool = False
+) -> dict[str, Any] | None:
     """What `region` shows: a picture, and what is painted on it."""
     if background is None:
         return None
     ground, layers = background.convert("RGB"), []
     if mask is not None:
         layer = Image.new("RGBA", ground.size, (255, 45, 85, 255))
-        layer.putalpha(mask.convert("L").resize(ground.size))
+        alpha = mask.convert("L").resize(ground.size)
+        layer.putalpha(alpha.point([round(0.6 * value) for value in range(256)]) if veil else alpha)
         layers.append(layer)
     composite = ground.convert("RGBA")
     for layer in layers:

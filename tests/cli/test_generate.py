@@ -87,6 +87,14 @@ def test_several_pictures_go_into_a_folder(command: Command) -> None:
     assert [entry["seed"] for entry in done.json] == [0, 1, 2]
 
 
+def test_json_says_how_well_the_map_is_followed(command: Command, photo: Path) -> None:
+    done = command("generate", "a", "-c", f"controlnet-canny={photo},detect=canny", "--json", *QUICK)
+    assert done.code == 0, done.err
+    ((score,),) = [entry["adherence"] for entry in done.json]
+    assert (score["control"], score["measure"], score["by"]) == (0, "edges", "canny")
+    assert 0 <= score["value"] <= 1
+
+
 def test_local_weights_are_named_by_file_and_found_again(
     command: Command, photo: Path, tmp_path: Path
 ) -> None:
@@ -178,3 +186,66 @@ def test_a_fault_of_ours_is_one_sentence_too(command: Command, monkeypatch: pyte
     assert "ZeroDivisionError: two" in done.err
     assert "--debug" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_picture_to_start_from_and_what_of_it_is_drawn_anew(command: Command, photo: Path) -> None:
+    painted = Image.new("L", (64, 64), 0)
+    painted.paste(255, (0, 0, 32, 64))
+    painted.save("mask.png")
+    start = ("--image", str(photo), "--strength", "0.5", "--inpaint-mask", "mask.png", "--mask-blur", "0")
+    done = command("generate", "a cube", *start, *QUICK)
+    assert done.code == 0, done.err
+    made, given = pixels("picture.png"), pixels(photo)
+    assert np.array_equal(made[:, 32:], given[:, 32:])
+    assert not np.array_equal(made[:, :32], given[:, :32])
+    recipe = ck.Recipe.load("picture.png")
+    assert recipe.init is not None
+    assert (recipe.init.strength, recipe.init.blur) == (0.5, 0)
+    assert b"photo.png" not in Path("picture.png").read_bytes()
+    assert command("generate", "--recipe", "picture.png", "-o", "again.png").code == 0
+    assert np.array_equal(pixels("again.png"), made)
+    # options change what the recipe says about its picture; another picture comes without the old mask
+    assert command("generate", "--recipe", "picture.png", "--strength", "1", "-o", "more.png").code == 0
+    more = ck.Recipe.load("more.png").init
+    assert more is not None
+    assert (more.strength, more.mask) == (1, recipe.init.mask)
+    assert command("generate", "--recipe", "picture.png", "--image", "more.png", "-o", "other.png").code == 0
+    other = ck.Recipe.load("other.png").init
+    assert other is not None
+    assert (other.strength, other.mask) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--strength", "0.5"), 2, "--strength"),
+        (("--mask-blur", "2"), 2, "--mask-blur"),
+        (("--image", "photo.png", "--strength", "0"), 2, "init.strength"),
+        (("--image", "photo.png", "--strength", "0.1"), 2, "less than one"),
+        (("--image", "photo.png", "--image-resize", "fill"), 2, "init.resize"),
+        (("--image", "absent.png"), 1, "absent.png"),
+        (("--image", "photo.png", "--inpaint-mask", "small.png"), 2, "init.mask"),
+    ],
+)
+def test_a_picture_to_start_from_that_cannot_be(
+    command: Command, photo: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    Image.new("L", (32, 32), 255).save("small.png")
+    done = command("generate", "a", *arguments, *QUICK)
+    assert done.code == code, done.err
+    assert says in done.err
+    assert not Path("picture.png").exists()
+
+
+def test_a_whole_model_in_one_file(command: Command, tmp_path: Path) -> None:
+    from tests import original, tiny
+
+    original.save(tiny.pipeline(), tmp_path / "whole.safetensors")
+    done = command("generate", "a", "--model", "whole.safetensors", *QUICK)
+    assert done.code == 0, done.err
+    assert ck.Recipe.load("picture.png").model.source == "file:whole.safetensors"
+    (tmp_path / "whole").rename(tmp_path / "configs")
+    more = ("--model", "whole.safetensors", "--model-config", "configs", "-o", "b.png")
+    assert command("generate", "a", *more, *QUICK).code == 0
+    assert np.array_equal(pixels("picture.png"), pixels("b.png"))
+    assert command("generate", "a", "--model-config", "configs", *QUICK).code == 2

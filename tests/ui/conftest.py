@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from PIL import Image
 
 from controlkit import embedded
 from tests import tiny
+from tests.ui.driver import CHROMIUM
 
 pytest.importorskip("fastapi", reason="no FastAPI: pip install 'controlkit[ui]'")
 
@@ -82,3 +85,45 @@ def recipe(**changes: Any) -> dict[str, Any]:
     given = {"prompt": "a house", "steps": 3, "width": 64, "height": 64, "seed": 5, "controls": [control]}
     given |= changes
     return {name: value for name, value in given.items() if value is not None}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """A server on a free port of this machine: its address, and what it offers."""
+    pytest.importorskip("gradio", reason="no gradio: pip install 'controlkit[ui]'")
+    import uvicorn
+
+    from controlkit.ui.guard import Door
+    from controlkit.ui.serving import Settings, application
+
+    app, service = application(Settings(tmp_path_factory.mktemp("server") / "out", door=Door()))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: running.run(sockets=[listener]), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
+    running.should_exit = True
+    thread.join(20)
+    service.jobs.close(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window, with a camera that shows a test picture.
+
+    Not for the whole session: while Playwright is there, no other test of it could run an event loop.
+    """
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with playwright.sync_playwright() as play:
+        started = play.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *camera],
+        )
+        yield started
+        started.close()

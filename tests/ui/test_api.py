@@ -72,7 +72,9 @@ def test_maps_are_those_of_python(client: Any) -> None:
         "options": {"mask": encode(mask)},
     }
     got = client.post("/api/preprocess", json=body).json()
-    assert np.array_equal(opened(got["image"]), np.asarray(ck.preprocess(photo(), "inpaint", mask=mask)))
+    shown = opened(got["image"])
+    assert np.array_equal(shown[..., :3], np.asarray(ck.preprocess(photo(), "inpaint", mask=mask)))
+    assert np.array_equal(shown[..., 3], 255 - np.asarray(mask))  # hidden pixels stay hidden: transparent
 
 
 def test_lists_and_descriptions(client: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 import controlkit as ck
 from controlkit.recipes import png_bytes
 from controlkit.ui import fields
-from controlkit.ui.settings import NO_DETECTOR, Guide, Page, Unit
+from controlkit.ui.settings import NO_DETECTOR, Guide, Page, Start, Unit
 from tests.ui.conftest import photo
 
 gradio = pytest.importorskip("gradio", reason="no gradio: pip install 'controlkit[ui]'")
@@ -44,6 +45,9 @@ RECIPES: list[dict[str, Any]] = [
     {"controls": [{"guidance": "color", "target": [200, 10, 10], "max_norm": 5.0, "every": 2}]},
     {"controls": [{"guidance": "edges", "image": photo(), "scale": [[0, 0.0], [1, 2.0]], "end": 0.5}]},
     {"controls": [{"guidance": "text", "target": "3", "options": {"model": "embedded:clip"}}]},
+    {"init": {"image": photo(), "strength": 0.55}},
+    {"init": {"image": photo(), "mask": mask(), "blur": 0, "keep": False, "resize": "crop"}, "width": 64},
+    {"init": {"image": photo(), "mask": mask(), "margin": 16}},
     {"controls": [{"guidance": "classifier", "target": 3, "options": {"network": "embedded:classifier"}}]},
 ]
 
@@ -68,6 +72,48 @@ def test_the_values_of_the_widgets_are_the_page(service: Any) -> None:
     assert np.array_equal(painted, np.asarray(mask()))
 
 
+def test_a_painted_mask_is_what_is_drawn_anew(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlkit.ui.page import code_of, generate, page_from, restored, values_of
+
+    page = Page(width=64, height=64, steps=4)
+    painted = mask().point([0] + [255] * 255)
+    page.start = Start(photo(), 0.75, painted.resize((128, 128), 0), 0.0)
+    values = values_of(page, service, 1)
+    drawn, opened = values[-2 * len(page.units) - 2 : -2 * len(page.units)]
+    assert opened["open"]
+    assert np.array_equal(np.asarray(drawn["background"]), np.asarray(photo()))
+    assert np.asarray(drawn["layers"][0].getchannel("A"))[:, :31].min() == 153  # a veil: it shows through
+    told = list(generate(service, page_from(tuple(values))))
+    assert 'data-state="done" data-steps="3"' in told[-1][0]
+    (path,) = service.places.pictures()
+    made = np.asarray(ck.open_image(path))
+    assert np.array_equal(made[:, 32:], np.asarray(photo())[:, 32:])
+    assert not np.array_equal(made[:, :32], np.asarray(photo())[:, :32])
+    again = restored(service, path.read_bytes())
+    assert fields.recipe_of(again, service.places) == fields.recipe_of(page, service.places)
+    code = code_of(service, page)
+    assert len(list(service.places.inputs.iterdir())) == 2
+    monkeypatch.chdir(service.places.output)
+    exec(compile(code, "copied", "exec"), {})
+    assert np.array_equal(np.asarray(ck.open_image("again.png")), made)
+
+
+def test_the_newest_picture_and_its_shape(service: Any) -> None:
+    from controlkit.ui.starting import newest, shaped
+
+    assert all(isinstance(value, dict) for value in newest(service))  # nothing to change
+    service.places.output.mkdir()
+    photo(96).save(service.places.output / "a.png")
+    picture, drawn, painted = newest(service)
+    assert np.array_equal(np.asarray(picture), np.asarray(photo(96)))
+    assert drawn["layers"] == []
+    assert painted is None
+    assert shaped(service, Image.new("RGB", (400, 100)), "embedded:base") == (256, 64)
+    assert isinstance(shaped(service, None, "embedded:base")[0], dict)
+    with pytest.raises(gradio.Error):
+        shaped(service, photo(), "file:../x")
+
+
 def on(**changes: Any) -> Page:
     page = Page(width=64, height=64)
     page.units[1] = dataclasses.replace(Unit(use=True, image=photo()), **changes)
@@ -84,6 +130,8 @@ def on(**changes: Any) -> Page:
         (on(start=0.9, end=0.1), "start"),
         (on(module="file:../x", detector=NO_DETECTOR), None),
         (Page(seed="many"), "seed"),
+        (Page(start=Start(photo(), 0.0)), "init.strength"),
+        (Page(start=Start(photo(), 0.5, mask(), margin="x")), "start: margin"),
         (Page(steps=2.5), "steps"),
         (Page(width=33), "32 and 40"),
         (Page(model="hub:"), "model"),
@@ -171,7 +219,7 @@ def test_prompts_and_errors_are_escaped() -> None:
     from controlkit.ui.panels import _escaped
 
     assert "<script>" not in style.problem(ck.ParameterError("<script>"))
-    assert "<script>" not in style.gallery(["<script>.png"])
+    assert "<script>" not in style.gallery([Path("<script>.png")])
     assert _escaped("<b>*x*") == "\\<b\\>\\*x\\*"
 
 

@@ -92,6 +92,13 @@ def test_recipes_that_lead_out_are_refused(service: Any, control: dict[str, Any]
     assert refused.value.what.startswith("controls[0]")
 
 
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_a_picture_to_start_from_that_leads_out_is_refused(service: Any, name: str) -> None:
+    init = {"image": photo(), name: {"path": "secret.png"}}
+    with pytest.raises(ck.RecipeError, match=f"init.{name}; found a path"):
+        service.jobs.submit(ck.Recipe.load(recipe(init=init)))
+
+
 def test_guidance_that_leads_out_is_refused(service: Any) -> None:
     control = {"guidance": "color", "target": "red", "options": {"mask": {"path": "secret.png"}}}
     with pytest.raises(ck.RecipeError, match="a path"):

@@ -43,6 +43,19 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+def test_the_page_is_served_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="no gradio: pip install 'controlkit[ui]'")
+    code = (
+        "import sys; from pathlib import Path; from controlkit.ui.serving import Settings, application; "
+        "application(Settings(Path('out'))); "
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'cv2') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -76,3 +89,14 @@ def test_the_folder_of_models_is_listed(tmp_path: Path) -> None:
     places = Places(tmp_path / "out", tmp_path)
     assert listing.models(places) == ["embedded:base", "file:pipe"]
     assert listing.controls(places)[-3:] == ["file:deep/er/net.pt", "file:layout", "file:net.safetensors"]
+
+
+def test_whole_models_in_one_file_are_models_and_no_controls(tmp_path: Path) -> None:
+    from controlkit.ui import looking
+    from tests import original, tiny
+
+    original.save(tiny.pipeline(), tmp_path / "whole.safetensors")
+    places = Places(tmp_path / "out", tmp_path)
+    assert listing.models(places) == ["embedded:base", "file:whole.safetensors"]
+    assert not [name for name in listing.controls(places) if name.startswith("file:")]
+    assert looking.size_of("file:whole.safetensors", places) == (64, 64)

@@ -127,6 +127,14 @@ def test_detect(client: Any) -> None:
     assert [np.array_equal(opened(image), wanted) for image in told["images"]] == [True, True]
 
 
+PAINTED = photo().convert("L").point([0] * 30 + [255] * 226)
+MASK, BLACK = encode(PAINTED), encode(Image.new("L", (64, 64)))
+
+
+def start(**changes: Any) -> dict[str, Any]:
+    return {"init_images": [PHOTO], "denoising_strength": 0.7, **changes}
+
+
 def unit(**changes: Any) -> dict[str, Any]:
     return {"alwayson_scripts": {"controlnet": {"args": [{**UNIT, **changes}]}}}
 
@@ -158,7 +166,23 @@ def unit(**changes: Any) -> dict[str, Any]:
         ("/sdapi/v1/txt2img", unit(control_mode=[]), "control_mode"),
         ("/sdapi/v1/txt2img", unit(resize_mode="big"), "resize_mode"),
         ("/sdapi/v1/txt2img", unit(processor_res=2.5), "processor_res"),
-        ("/sdapi/v1/img2img", {}, "text to image"),
+        ("/sdapi/v1/img2img", {}, "init_images"),
+        ("/sdapi/v1/img2img", {"init_images": [PHOTO, PHOTO]}, "2 pictures"),
+        ("/sdapi/v1/img2img", {"init_images": [3]}, "base64"),
+        ("/sdapi/v1/img2img", {"init_images": ["https://10.0.0.1/x.png"]}, "address"),
+        ("/sdapi/v1/img2img", start(denoising_strength=0), "denoising_strength"),
+        ("/sdapi/v1/img2img", start(denoising_strength=1.5), "denoising_strength"),
+        ("/sdapi/v1/img2img", start(denoising_strength="1"), "denoising_strength"),
+        ("/sdapi/v1/img2img", start(denoising_strength=0.001), "less than one"),
+        ("/sdapi/v1/img2img", start(resize_mode=2, width=128), "resize and fill"),
+        ("/sdapi/v1/img2img", start(resize_mode=7), "resize_mode"),
+        ("/sdapi/v1/img2img", start(initial_noise_multiplier=1.2), "initial_noise_multiplier"),
+        ("/sdapi/v1/img2img", start(mask=MASK, inpainting_fill=2), "latent noise"),
+        ("/sdapi/v1/img2img", start(mask=MASK, inpainting_fill=3), "latent nothing"),
+        ("/sdapi/v1/img2img", start(mask=MASK, inpainting_fill="x"), "inpainting_fill"),
+        ("/sdapi/v1/img2img", start(mask=MASK, mask_blur=-1), "init.blur"),
+        ("/sdapi/v1/img2img", start(mask=BLACK), "without anything white"),
+        ("/sdapi/v1/img2img", start(mask=MASK) | unit(), "show the whole picture"),
         ("/sdapi/v1/nothing", {}, "/api/docs"),
         ("/sdapi/v1/options", {"sd_model_checkpoint": "nope"}, "embedded:base"),
         ("/controlnet/detect", {}, "controlnet_images"),
@@ -169,7 +193,7 @@ def unit(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_mistakes(client: Any, path: str, body: dict[str, Any], says: str) -> None:
-    if path.endswith("txt2img"):
+    if path.endswith("2img"):
         body = {**ASKED, **body}
     answer = client.post(path, json=body)
     if not says:
@@ -177,6 +201,69 @@ def test_mistakes(client: Any, path: str, body: dict[str, Any], says: str) -> No
         return
     assert 400 <= answer.status_code < 500, answer.text
     assert says in answer.json()["message"], answer.text
+
+
+ORIGINAL = {"mask": MASK, "inpainting_fill": 1, "inpaint_full_res": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "init"),
+    [
+        ({}, {}),
+        ({"denoising_strength": 1, "resize_mode": 1}, {"strength": 1.0, "resize": "crop"}),
+        (ORIGINAL, {"mask": PAINTED}),
+        ({**ORIGINAL, "mask_blur": 0}, {"mask": PAINTED, "blur": 0}),
+        ({**ORIGINAL, "inpainting_mask_invert": 1}, {"mask": PAINTED.point(lambda value: 255 - value)}),
+        (
+            {**ORIGINAL, "inpaint_full_res": True, "inpaint_full_res_padding": 8},
+            {"mask": PAINTED, "margin": 8},
+        ),
+        ({**ORIGINAL, "inpainting_fill": 2, "denoising_strength": 1.0}, {"mask": PAINTED, "strength": 1.0}),
+        ({**ORIGINAL, "mask": encode(PAINTED.resize((32, 32), 0))}, None),
+    ],
+)
+def test_image_to_image_is_the_init_that_it_means(
+    client: Any, changes: dict[str, Any], init: dict[str, Any] | None
+) -> None:
+    answer = client.post("/sdapi/v1/img2img", json={**ASKED, **start(**changes)})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert json.loads(told["info"])["denoising_strength"] == changes.get("denoising_strength", 0.7)
+    assert "init_images" not in told["parameters"]
+    if init is None:
+        return
+    given = {"image": photo(), "strength": 0.7, **init}
+    recipe = {"prompt": "a house", "seed": 5, "steps": 3, "width": 64, "height": 64, "init": given}
+    assert np.array_equal(opened(told["images"][0]), np.asarray(ck.run(recipe)[0]))
+
+
+def test_image_to_image_with_a_unit(client: Any) -> None:
+    body = {**ASKED, **start(), **unit()}
+    told = client.post("/sdapi/v1/img2img", json=body).json()
+    control = {"module": "embedded:controlnet-canny", "image": photo(), **CANNY}
+    recipe = {"prompt": "a house", "seed": 5, "steps": 3, "width": 64, "height": 64, "controls": [control]}
+    recipe["init"] = {"image": photo(), "strength": 0.7}
+    assert np.array_equal(opened(told["images"][0]), np.asarray(ck.run(recipe)[0]))
+
+
+def test_what_is_masked_begins_with_the_colours_around_it() -> None:
+    from controlkit.ui.inits import filled
+
+    ramp = np.zeros((40, 90, 3), np.uint8)
+    ramp[:, :, 0] = np.linspace(20, 220, 90).astype(np.uint8)
+    ramp[10:30, 30:60] = (0, 255, 0)
+    region = Image.new("L", (90, 40), 0)
+    region.paste(255, (30, 10, 60, 30))
+    made = np.asarray(filled(Image.fromarray(ramp), region)).astype(int)
+    outside = np.asarray(region) == 0
+    assert np.array_equal(made[outside], ramp[outside])
+    inside = made[10:30, 30:60]
+    assert inside[..., 1].max() == 0
+    wanted = np.linspace(20, 220, 90)[30:60]
+    assert np.abs(inside[..., 0] - wanted).max() < 40
+    assert np.abs(np.diff(inside[..., 0], axis=1)).max() < 25
+    everything = filled(Image.fromarray(ramp), Image.new("L", (90, 40), 255))
+    assert everything.getcolors() == [(3600, (127, 127, 127))]
 
 
 def test_a_job_that_fails_is_told(client: Any, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +305,14 @@ def test_sdwebuiapi_works_unchanged(client: Any) -> None:
     }  # fmt: skip
     assert np.array_equal(np.asarray(made.image), np.asarray(ck.run(recipe)[0]))
     assert made.info["seed"] == 5
+    wide = photo(96).crop((0, 0, 96, 80))
+    painted = Image.new("L", wide.size)
+    painted.paste(255, (20, 20, 50, 50))
+    made = api.img2img(
+        [wide], mask_image=painted, denoising_strength=0.8, prompt="a house", seed=5, steps=3, width=64,
+        height=64, sampler_name="DDIM",
+    )  # fmt: skip
+    assert made.image.size == wide.size
+    same = np.asarray(made.image)[60:] == np.asarray(wide)[60:]
+    assert same.all()
+    assert not np.array_equal(np.asarray(made.image), np.asarray(wide))
