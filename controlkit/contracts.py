@@ -166,6 +166,8 @@ class RunInfo:
             difference to them. Not to be changed. None where the host cannot give them.
         recompute: A context in which the U-Net and the decoder keep no activations for gradients but compute
             them again when they are needed (gradient checkpointing); None where the host has none.
+        map_layout: How the host's own networks are given maps in memory, such as ``torch.channels_last``;
+            convolutions differ by rounding with it. None: as they come.
     """
 
     target: Target
@@ -179,6 +181,7 @@ class RunInfo:
     weights: Callable[[], Mapping[str, Tensor]] | None = None
     recompute: Callable[[], AbstractContextManager[None]] | None = None
     encode: Callable[[Tensor], Tensor] | None = None
+    map_layout: torch.memory_format | None = None
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -251,7 +254,8 @@ class Active:
             as shuffle): the other branches get nothing, whatever the mode, and nothing is weakened.
         tokens_cond_only: The same for its tokens: the function is given the step reduced to the conditional
             rows, and each other row is lengthened by the last of its own prompt's tokens, unscaled
-            (T2I-Adapter's style tokens).
+            (T2I-Adapter's style tokens). Where a call has none but other rows (the halves run apart), the
+            function is asked in their place for the number of its tokens alone.
         notes: Facts for the run's report, such as ``map resized 512x768 -> 64x96``.
         repeats: How often a step in which it acts is done: each time but the last its result is made as noisy
             as before and denoised once more (self-recurrence). The host does it, and refuses where it cannot.

@@ -7,8 +7,39 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""From query (batch, n, dim), key and value (batch, m, dim), all heads side by side, and the number of heads,
+to (batch, n, dim): ``softmax(q k^T / sqrt(dim / heads)) v`` in each head."""
+
+
+def torch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """An `Attend` by ``scaled_dot_product_attention``."""
+    q, k, v = (
+        part.view(part.shape[0], -1, heads, part.shape[-1] // heads).transpose(1, 2)
+        for part in (query, key, value)
+    )
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
+
+
+@contextmanager
+def attention_by(function: Attend) -> Generator[None]:
+    """In which all `Attention` of this process computes by another function, such as the host's own.
+
+    Implementations differ by rounding; a file shall give the same numbers as in the host's own network.
+    """
+    before = Attention.attend
+    Attention.attend = staticmethod(function)
+    try:
+        yield
+    finally:
+        Attention.attend = staticmethod(before)
 
 
 class Attention(nn.Module):
@@ -19,6 +50,8 @@ class Attention(nn.Module):
         heads: Number of heads; divides ``dim``.
         context_dim: Width of what is asked; ``dim`` for self-attention.
     """
+
+    attend: ClassVar[Attend] = staticmethod(torch_attention)
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
         super().__init__()
@@ -31,12 +64,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(batch, n, dim) and (batch, m, context_dim) to (batch, n, dim)."""
         context = x if context is None else context
-        query, key, value = (
-            part.view(part.shape[0], -1, self.heads, part.shape[-1] // self.heads).transpose(1, 2)
-            for part in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(mixed.transpose(1, 2).reshape(x.shape))
+        query, key, value = self.to_q(x), self.to_k(context), self.to_v(context)
+        return self.to_out(Attention.attend(query, key, value, self.heads))
 
 
 class GatedLinear(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from controlkit.adapters.blocks.encoder_copy import hint_factor, refuse_other_base
@@ -65,7 +66,8 @@ class ControlNetControl:
         def hint(step: Step) -> Tensor:
             if not encoded:
                 counts["hint"] += 1
-                encoded.append(net.encode_hint(maps.to(run.device, borrowed.dtype)))
+                layout = run.map_layout or torch.preserve_format
+                encoded.append(net.encode_hint(maps.to(run.device, borrowed.dtype, memory_format=layout)))
             return spread(encoded[0], step)
 
         hints = PerBranches(hint)

@@ -65,7 +65,7 @@ def describe(
     levels.append(widths[-1])
     encoder.append((widths[-1], stride, len(blocks) - 1))
     encoder.append((widths[-1], stride, len(blocks)))
-    attention = tuple(_cross_attention(unet, strides))
+    attention = tuple(layer for _, _, layer in attention_modules(unet))
     token_dim = attention[0].token_dim if attention else None
     return Target(
         family=family(tuple(levels), token_dim, sized=added_dim is not None),
@@ -106,15 +106,31 @@ def _width(layers: list[Any], before: int) -> int:
     return width
 
 
-def _cross_attention(unet: Any, strides: list[int]) -> Iterator[AttentionLayer]:
-    """The cross-attention layers: the encoder's, the decoder's, the middle's."""
+def attention_modules(unet: Any) -> Iterator[tuple[str, Any, AttentionLayer]]:
+    """The cross-attention layers: the encoder's, the decoder's, the middle's.
+
+    Args:
+        unet: The network.
+
+    Yields:
+        Its name within the network, the ``CrossAttention`` itself, and what controls need to know of it.
+    """
+    strides: list[int] = []
+    for block in unet.input_blocks:
+        halves = any(_halves(layer) for layer in block)
+        strides.append((strides[-1] if strides else 1) * (2 if halves else 1))
     parts = [
-        *zip(unet.input_blocks, strides, strict=True),
-        *zip(unet.output_blocks, reversed(strides), strict=True),
-        (unet.middle_block, strides[-1]),
+        *zip(_numbered("input_blocks", unet.input_blocks), strides, strict=True),
+        *zip(_numbered("output_blocks", unet.output_blocks), reversed(strides), strict=True),
+        (("middle_block", unet.middle_block), strides[-1]),
     ]
-    for block, stride in parts:
+    for (place, block), stride in parts:
         for name, module in cast("Iterator[tuple[str, Any]]", block.named_modules()):
             if name.endswith(".attn2") or name == "attn2":
                 width = int(module.to_q.weight.shape[0])
-                yield AttentionLayer(width, stride, int(module.to_k.weight.shape[1]))
+                layer = AttentionLayer(width, stride, int(module.to_k.weight.shape[1]))
+                yield f"{place}.{name}", module, layer
+
+
+def _numbered(name: str, blocks: Any) -> list[tuple[str, Any]]:
+    return [(f"{name}.{number}", block) for number, block in enumerate(blocks)]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from controlkit.hosts.comfy.host import host
-from controlkit.hosts.comfy.pictures import as_pil, as_region, from_pil
+from controlkit.hosts.comfy.pictures import as_pil, as_region, from_pil, hidden_in
 from controlkit.preprocessors import DetectorInfo, detectors, preprocess
 from controlkit.preprocessors.base import OptionInfo
 
@@ -69,13 +68,14 @@ def preview(pictures: list[Image.Image]) -> list[dict[str, str]]:
 def _node(info: DetectorInfo) -> Any:
     masks = [option.name for option in info.options if option.default is None]
     needs = f" Needs {info.extra}." if info.extra else ""
+    hides = info.family == "inpaint"
 
     class Detect:
         CATEGORY = CATEGORY
         DESCRIPTION = f"{info.meaning[:1].upper()}{info.meaning[1:]}.{needs}"
         FUNCTION = "run"
-        RETURN_TYPES = ("IMAGE",)
-        RETURN_NAMES = ("map",)
+        RETURN_TYPES = ("IMAGE", "MASK") if hides else ("IMAGE",)
+        RETURN_NAMES = ("map", "hidden") if hides else ("map",)
         OUTPUT_NODE = True
 
         @classmethod
@@ -87,16 +87,10 @@ def _node(info: DetectorInfo) -> Any:
 
         def run(self, image: Tensor, resolution: int = 0, **options: Any) -> dict[str, Any]:
             regions = {name: as_region(options.pop(name, None)) for name in masks}
-            return _run(info.name, image, resolution, {**options, **_given(regions)})
+            options |= {name: region[0, 0].numpy() for name, region in regions.items() if region is not None}
+            maps = preprocess(as_pil(image), info.name, resolution=resolution or None, **options)
+            result = (from_pil(maps), hidden_in(maps)) if hides else (from_pil(maps),)
+            return {"ui": {"images": preview(maps)}, "result": result}
 
     Detect.__name__ = Detect.__qualname__ = node_name(info.name)
     return Detect
-
-
-def _given(regions: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    return {name: region[0, 0].numpy() for name, region in regions.items() if region is not None}
-
-
-def _run(name: str, image: Tensor, resolution: int, options: dict[str, Any]) -> dict[str, Any]:
-    maps = preprocess(as_pil(image), name, resolution=resolution or None, **options)
-    return {"ui": {"images": preview(maps)}, "result": (from_pil(maps),)}

@@ -9,26 +9,25 @@ controls added held as it was; the whole sampling then runs outside inference mo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from controlkit.contracts import RunInfo, Step
+from controlkit.contracts import Step
 from controlkit.engine import Entry, Session, admit
 from controlkit.errors import NotApplicable
 from controlkit.guidance import Guidance
+from controlkit.hosts.comfy.attachments import own_key
 from controlkit.hosts.comfy.clock import step_at
-from controlkit.hosts.comfy.gradients import ordinary, ordinary_tensor, outside_inference
 from controlkit.hosts.comfy.host import host
-from controlkit.hosts.comfy.running import REPLAY
+from controlkit.hosts.comfy.kept import REPLAY
+from controlkit.hosts.comfy.running import signal
 from controlkit.hosts.comfy.unet import target_of
+from controlkit.hosts.gradients import ordinary, ordinary_tensor, outside_inference
+from controlkit.hosts.sessions import Sessions
 from controlkit.report import ControlRecord
-
-PREFIX = "controlkit"
-_numbers = itertools.count()
 
 
 class Guide:
@@ -49,12 +48,12 @@ class Guide:
             )
         self.control, self.vae = control, vae
         self.record = ControlRecord(control.name)
-        self._session: Session | None = None
+        self._sessions: Sessions | None = None
 
     def install(self, patcher: Any) -> Any:
         """A copy of the MODEL that is guided; others on it stay, and each adds its own."""
         new = patcher.clone()
-        key = f"{PREFIX}_{next(_numbers)}"
+        key = own_key()
 
         # Functions, not methods: ComfyUI copies options deeply, and with methods what they belong to.
         def sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +107,7 @@ class Guide:
                 prompt=None,
                 tokens=None,
                 branches=("cond",),
-                alpha_bar=1.0 / (1.0 + sigma**2),
+                alpha_bar=signal(sigma),
                 again=_again(args, sigma),
             )
             session = self._begun(model, step)
@@ -122,34 +121,19 @@ class Guide:
         return [model, *([] if self.vae is None else [self.vae.first_stage_model])]
 
     def _begun(self, model: Any, step: Step) -> Session:
-        if self._session is None:
+        if self._sessions is None:
             target = target_of(model)
             admit(self.control, target)
             if self.vae is not None:
                 ordinary(self.vae.first_stage_model)
-            height, width = step.latents.shape[-2:]
-            run = RunInfo(
-                target=target,
-                images=step.images,
-                height=height,
-                width=width,
-                steps=step.count,
-                device=step.latents.device,
-                dtype=step.latents.dtype,
-                decode=None if self.vae is None else _decoder(self.vae, model),
-            )
-            self._session = Session([Entry(self.control, self.record)], run)
-        return self._session
+            decode = None if self.vae is None else _decoder(self.vae, model)
+            self._sessions = Sessions([Entry(self.control, self.record)], target, decode=decode)
+        return self._sessions.of(step)
 
     def _end(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
-
-
-def guides(patcher: Any) -> list[Guide]:
-    """The guidance functions on a MODEL, in the order they were added."""
-    return [found for found in getattr(patcher, "attachments", {}).values() if isinstance(found, Guide)]
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            sessions.close()
 
 
 def _again(args: Mapping[str, Any], sigma: float) -> Callable[[Tensor], Tensor]:

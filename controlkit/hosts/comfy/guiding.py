@@ -11,24 +11,17 @@ from controlkit import guidance
 from controlkit.errors import ParameterError
 from controlkit.guidance import Guidance
 from controlkit.hosts.comfy.guidance import Guide
-from controlkit.hosts.comfy.nodes import CURVE, WINDOW, number, our_module, text
 from controlkit.hosts.comfy.pictures import as_maps, as_region
-from controlkit.hosts.written import read_points
+from controlkit.hosts.comfy.widgets import CURVE, WINDOW, module_of, number, schedule, text
 
 CATEGORY = "controlkit/guidance"
 FUNCTIONS = ("color", "edges", "region")
 
 
-def _common() -> dict[str, Any]:
-    return {
-        **WINDOW,
-        "max_norm": number(0.0, 0.0, 1e6, "longest gradient of a picture; 0: any", 0.1),
-        "normalize": ("BOOLEAN", {"default": False, "tooltip": "so that strength does not depend on φ"}),
-        "through_unet": (
-            "BOOLEAN",
-            {"default": False, "tooltip": "exact gradient, for one more pass through the U-Net and back"},
-        ),
-    }
+_COMMON = {
+    **WINDOW,
+    "max_norm": number(0.0, 0.0, 1e6, "longest gradient of a picture; 0: any", 0.1),
+}
 
 
 class GuidePicture:
@@ -47,7 +40,18 @@ class GuidePicture:
                 "vae": ("VAE",),
                 "function": (list(FUNCTIONS),),
                 "strength": number(1.0, -1e4, 1e4, "1 is Bayes' rule", 0.1),
-                **_common(),
+                **_COMMON,
+                "normalize": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "so that strength does not depend on φ"},
+                ),
+                "through_unet": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "exact gradient, for one more pass through the U-Net and back",
+                    },
+                ),
             },
             "optional": {
                 "color": text("a CSS colour or #rrggbb, for color", "red"),
@@ -89,9 +93,7 @@ class GuidePicture:
             control = Guidance(
                 phi,
                 wanted,
-                scale=read_points(curve) or strength,
-                start=start,
-                end=end,
+                **schedule(strength, start, end, curve),
                 max_norm=max_norm or None,
                 normalize=normalize,
                 through_unet=through_unet,
@@ -116,8 +118,7 @@ class GuideClass:
                 "classifier": ("CONTROL_NET", {"tooltip": "as ControlKit's loaders give it"}),
                 "wanted": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "the class, from 0"}),
                 "strength": number(1.0, -1e4, 1e4, "1 is Bayes' rule; published: 0.5 to 10", 0.1),
-                **WINDOW,
-                "max_norm": number(0.0, 0.0, 1e6, "longest gradient of a picture; 0: any", 0.1),
+                **_COMMON,
             },
             "optional": {"mask": ("MASK", {"tooltip": "where it acts"}), "curve": CURVE},
         }
@@ -136,15 +137,11 @@ class GuideClass:
     ) -> tuple[Any]:
         from controlkit.adapters.noisy_classifier import NoisyClassifier
 
-        module = our_module(classifier)
-        if not isinstance(module, NoisyClassifier):
-            raise ParameterError("classifier", found=f"a {module.kind}", expected="a noisy classifier")
+        module = module_of(classifier, NoisyClassifier, "classifier", "a noisy classifier")
         with torch.inference_mode(False):
             control = module.on(
                 wanted,
-                scale=read_points(curve) or strength,
-                start=start,
-                end=end,
+                **schedule(strength, start, end, curve),
                 max_norm=max_norm or None,
                 mask=as_region(mask),
             )

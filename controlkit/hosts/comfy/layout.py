@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from controlkit.contracts import Residuals, Target
 
 Lists: TypeAlias = dict[str, list[Tensor | None]]
+MAPS = torch.channels_last
+"""How ComfyUI's pictures lie in memory: (n, H, W, 3), seen as (n, 3, H, W)."""
 
 
 def as_lists(residuals: Residuals, target: Target, rows: int) -> Lists:

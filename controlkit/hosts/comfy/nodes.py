@@ -12,61 +12,57 @@ from torch import Tensor
 
 from controlkit import embedded
 from controlkit.errors import ParameterError
+from controlkit.hosts.comfy.attachments import attached
 from controlkit.hosts.comfy.conditioning import controls_in, with_control, with_tokens
 from controlkit.hosts.comfy.control import EngineControl, chain
-from controlkit.hosts.comfy.guidance import guides
 from controlkit.hosts.comfy.host import host
-from controlkit.hosts.comfy.pictures import as_maps, as_pil, as_region, from_pil
-from controlkit.hosts.written import read_numbers, read_options, read_points
-from controlkit.module import ControlModule, MapModule
-from controlkit.preprocessors import detectors
+from controlkit.hosts.comfy.pictures import as_map_of, as_maps, as_region, from_pil
+from controlkit.hosts.comfy.widgets import (
+    BLOCK_SCALES,
+    CATEGORY,
+    CURVE,
+    STRENGTH,
+    WINDOW,
+    detector_inputs,
+    module_of,
+    number,
+    our_module,
+    read_detector,
+    schedule,
+    text,
+)
+from controlkit.hosts.written import read_numbers, read_options
+from controlkit.module import MapModule
 from controlkit.report import Report
 
-CATEGORY = "controlkit"
 MODES = ("balanced", "prompt", "control")
 RESIZES = ("stretch", "crop", "pad")
-NO_DETECTOR = "none: the image is the map"
 CONDITIONS = ("canny", "mlsd", "hed", "sketch", "openpose", "midas", "seg")
-
-
-def number(
-    default: float, low: float, high: float, about: str, step: float = 0.01
-) -> tuple[str, dict[str, Any]]:
-    """A FLOAT widget."""
-    options = {"default": default, "min": low, "max": high, "step": step, "round": False, "tooltip": about}
-    return "FLOAT", options
-
-
-def text(about: str, default: str = "") -> tuple[str, dict[str, Any]]:
-    """A STRING widget."""
-    return "STRING", {"default": default, "tooltip": about}
-
-
-WINDOW = {
-    "start": number(0.0, 0.0, 1.0, "share of the sampler's steps at which it begins to act"),
-    "end": number(1.0, 0.0, 1.0, "share of the steps at which it ends"),
-}
-CURVE = text("scale over the run as points, such as 0: 1, 0.5: 0.2; takes the place of strength")
+FOLDERS = ("controlnet", "style_models", "ipadapter")
+"""Of ComfyUI, by the names in which it or another extension registers them; a missing one is left out."""
 
 
 class LoadControl:
-    """Any control file of ComfyUI's controlnet folder."""
+    """Any control file of ComfyUI's folders for them."""
 
     CATEGORY = CATEGORY
-    DESCRIPTION = "Load a control file of any kind and format; what it is, is told by its content."
+    DESCRIPTION = (
+        "Load a control file of any kind and format; what it is, is told by its content. Files lie in"
+        " models/controlnet, models/style_models, or models/ipadapter where an extension has that folder."
+    )
     FUNCTION = "load"
     RETURN_TYPES = ("CONTROL_NET",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         about = "what shapes cannot tell, for unpublished networks, such as num_heads: 8"
-        files = host("folder_paths").get_filename_list("controlnet")
-        return {"required": {"file": (files,)}, "optional": {"config": text(about)}}
+        return {"required": {"file": (list(_files()),)}, "optional": {"config": text(about)}}
 
     def load(self, file: str, config: str = "") -> tuple[EngineControl]:
         import controlkit
 
-        path = host("folder_paths").get_full_path_or_raise("controlnet", file)
+        folder, name = _files().get(file, (FOLDERS[0], file))
+        path = host("folder_paths").get_full_path_or_raise(folder, name)
         with torch.inference_mode(False):
             place = Path(path)
             options: dict[str, Any] = {"config": read_options(config) or None, "local_files_only": True}
@@ -142,25 +138,24 @@ class Apply:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = [NO_DETECTOR, *(info.name for info in detectors())]
         return {
             "required": {
                 "positive": ("CONDITIONING",),
                 "negative": ("CONDITIONING",),
                 "control_net": ("CONTROL_NET",),
                 "image": ("IMAGE", {"tooltip": "the map, or a photo for the detector"}),
-                "strength": number(1.0, -10.0, 10.0, "0 is off, 1 as trained"),
+                "strength": STRENGTH,
                 **WINDOW,
                 "mode": (list(MODES), {"tooltip": "which of prompt and control matters more"}),
             },
             "optional": {
-                "detector": (names, {"tooltip": "makes the map from a photo"}),
-                "detector_options": text("such as low_threshold: 60, high_threshold: 140"),
+                **detector_inputs(),
                 "resize": (list(RESIZES), {"tooltip": "how a map of another shape is fitted"}),
                 "curve": CURVE,
-                "block_scales": text("one factor per residual, first to deepest, the middle last"),
+                "block_scales": BLOCK_SCALES,
                 "union_type": text("for a ControlNet-Union: what the map shows, such as canny"),
                 "mask": ("MASK", {"tooltip": "where the control acts"}),
+                "hidden": ("MASK", {"tooltip": "for inpainting: the map's hidden pixels, from its detector"}),
             },
         }
 
@@ -174,13 +169,14 @@ class Apply:
         start: float,
         end: float,
         mode: str,
-        detector: str = NO_DETECTOR,
+        detector: str = "",
         detector_options: str = "",
         resize: str = "stretch",
         curve: str = "",
         block_scales: str = "",
         union_type: str = "",
         mask: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> tuple[Any, ...]:
         from controlkit.adapters.controlnet_union import ControlNetUnion
 
@@ -194,19 +190,16 @@ class Apply:
                 fix="Use the node made for its kind.",
             )
         with torch.inference_mode(False):
-            detect = None if detector == NO_DETECTOR else detector
+            detect = read_detector(detector, detector_options)
             options: dict[str, Any] = {
-                "detect": detect,
-                "detect_options": read_options(detector_options) if detect else None,
-                "scale": read_points(curve) or strength,
-                "start": start,
-                "end": end,
+                **detect,
+                **schedule(strength, start, end, curve),
                 "mode": mode,
                 "block_scales": read_numbers("block_scales", block_scales),
                 "mask": as_region(mask),
                 "resize": resize,
             }
-            given: Any = as_pil(image) if detect else as_maps(image)
+            given = as_map_of(image, detect, hidden)
             control = module.on({union_type: given} if union else given, **options)
             return with_control(control_net.bind(control), positive, negative)
 
@@ -258,9 +251,7 @@ class ApplyUni:
     ) -> tuple[Any, ...]:
         from controlkit.adapters.uni_controlnet import UniControlNet
 
-        module = our_module(control_net)
-        if not isinstance(module, UniControlNet):
-            raise ParameterError("control_net", found=f"a {module.kind}", expected="a Uni-ControlNet")
+        module = module_of(control_net, UniControlNet, "control_net", "a Uni-ControlNet")
         given = {name: as_maps(image) for name, image in maps.items() if image is not None}
         if not given and content is None:
             raise ParameterError("maps", found="neither a map nor a content", expected="at least one")
@@ -299,25 +290,23 @@ class ShowReport:
 
     def show(self, samples: Mapping[str, Any], positive: Any = None, model: Any = None) -> dict[str, Any]:
         controls = [one for last in controls_in(positive or []) for one in chain(last)]
-        records = [control.record for control in controls] + [guide.record for guide in guides(model)]
+        records = [control.record for control in controls] + [one.record for one in attached(model)]
         report = Report(tuple(record.row() for record in records))
         return {"ui": {"text": [str(report)], "rows": [_rows(report)]}, "result": (str(report),)}
 
 
-def our_module(control_net: Any) -> ControlModule:
-    """The module of a CONTROL_NET of ours.
+def _files() -> dict[str, tuple[str, str]]:
+    """Every control file by the name it is chosen under: its folder, and its name in that.
 
-    Raises:
-        ParameterError: It is one of ComfyUI's own or of another extension.
+    Those of ``controlnet`` are chosen by their own names, the others by ``folder/name``.
     """
-    if not isinstance(control_net, EngineControl):
-        raise ParameterError(
-            "control_net",
-            found=f"a {type(control_net).__name__} that was loaded by another node",
-            expected="one that a node of ControlKit loaded",
-            fix="Apply it with ComfyUI's own node, in the same chain.",
-        )
-    return control_net.module
+    paths = host("folder_paths")
+    found: dict[str, tuple[str, str]] = {}
+    for folder in FOLDERS:
+        if folder in paths.folder_names_and_paths:
+            for name in paths.get_filename_list(folder):
+                found.setdefault(name if folder == FOLDERS[0] else f"{folder}/{name}", (folder, name))
+    return found
 
 
 def _rows(report: Report) -> str:

@@ -15,11 +15,16 @@ from controlkit.hosts.comfy.nodes import (
     LoadControl,
     ShowReport,
 )
+from controlkit.hosts.comfy.prompting import ApplyCoAdapter, ApplyIPAdapter, ApplyStyle, CoAdapterMember
 
 _OWN: dict[str, tuple[Any, str]] = {
     "ControlKitLoad": (LoadControl, "Load control"),
     "ControlKitApply": (Apply, "Apply control"),
     "ControlKitApplyUni": (ApplyUni, "Apply Uni-ControlNet"),
+    "ControlKitApplyIPAdapter": (ApplyIPAdapter, "Apply IP-Adapter"),
+    "ControlKitApplyStyle": (ApplyStyle, "Apply style adapter"),
+    "ControlKitApplyCoAdapter": (ApplyCoAdapter, "Apply CoAdapter"),
+    "ControlKitCoAdapterMember": (CoAdapterMember, "CoAdapter member"),
     "ControlKitGuide": (GuidePicture, "Guide by colour, edges or region"),
     "ControlKitGuideClass": (GuideClass, "Guide by class"),
     "ControlKitReport": (ShowReport, "Report"),

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from controlkit.contracts import Branch, Control, Residuals, RunInfo, Step, Target
-from controlkit.engine import Entry, Session
+from controlkit.adapters.blocks.transformer import attention_by
+from controlkit.contracts import Branch, Control, Residuals, Step, Target
+from controlkit.engine import Entry
 from controlkit.hosts.comfy.clock import step_at
+from controlkit.hosts.comfy.host import host
+from controlkit.hosts.comfy.kept import REPLAY, Added, Kept
+from controlkit.hosts.comfy.layout import MAPS
+from controlkit.hosts.sessions import Sessions
 from controlkit.report import ControlRecord
-from controlkit.residuals import rows_of
-
-REPLAY = "controlkit_replay"
-"""Set in ``transformer_options`` while a call is run again for a gradient: what was added stays as it was."""
 
 
 class Running:
@@ -46,10 +46,9 @@ class Running:
         reads_all: bool = False,
     ) -> None:
         self.target = target
-        self._control, self._record, self._sampling = control, record, sampling
-        self._weights, self._reads_all = weights, reads_all
-        self._sessions: dict[tuple[int, ...], Session] = {}
-        self._kept: dict[Any, Residuals] = {}
+        self._sampling, self._reads_all = sampling, reads_all
+        self._sessions = Sessions([Entry(control, record)], target, weights=weights, map_layout=MAPS)
+        self._kept = Kept()
 
     def residuals(
         self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], options: Mapping[str, Any]
@@ -62,38 +61,19 @@ class Running:
             cond: The call's other arguments by name, ``c_crossattn`` among them.
             options: ComfyUI's ``transformer_options``: which rows are conditional, and the run's levels.
         """
-        places: list[int] = list(options.get("cond_or_uncond", (0,)))
-        names: list[Any] = list(options.get("uuids", places))
+        places, names = conditionings(options)
         if options.get(REPLAY):
-            return _joined([self._kept.get(name, Residuals()) for name in names])
+            return self._kept.again(names).residuals
         step = self._step(x, sigma, cond, options, places)
-        done = self._session(step).before(step).residuals
-        self._kept = {**self._kept, **_split(done, names, step.latents.shape[0])}
+        with attention_by(_attention):  # as in ComfyUI's own networks, so that the same file gives the same
+            done = self._sessions.of(step).before(step).residuals
+        self._kept.keep(names, Added(done), step.latents.shape[0])
         return done
 
     def close(self) -> None:
         """End the run; harmless when called twice."""
-        sessions, self._sessions, self._kept = self._sessions, {}, {}
-        for session in sessions.values():
-            session.close()
-
-    def _session(self, step: Step) -> Session:
-        """The run of pictures of this size; areas of a conditioning are runs of their own."""
-        height, width = step.latents.shape[-2:]
-        key = (step.images, height, width, step.count)
-        if key not in self._sessions:
-            run = RunInfo(
-                target=self.target,
-                images=step.images,
-                height=height,
-                width=width,
-                steps=step.count,
-                device=step.latents.device,
-                dtype=step.latents.dtype,
-                weights=self._weights,
-            )
-            self._sessions[key] = Session([Entry(self._control, self._record)], run)
-        return self._sessions[key]
+        self._sessions.close()
+        self._kept.clear()
 
     def _step(
         self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], options: Mapping[str, Any], places: list[int]
@@ -105,7 +85,6 @@ class Running:
             text = cast(Tensor, cond["crossattn_controlnet"])
         prompt = None if text is None else text.to(x.device)
         sized: Tensor | None = cond.get("y")
-        branches: list[Branch] = ["cond" if place == 0 else "uncond" for place in places]
         return Step(
             index=index,
             count=count,
@@ -113,43 +92,29 @@ class Running:
             latents=self._sampling.calculate_input(sigma, x),
             prompt=prompt,
             tokens=prompt,
-            branches=tuple(branches),
+            branches=branches_of(places),
             added={} if sized is None else {"embedded": sized.to(x.device)},
-            alpha_bar=1.0 / (1.0 + level**2),
+            alpha_bar=signal(level),
         )
 
 
-def _split(done: Residuals, names: list[Any], rows: int) -> dict[Any, Residuals]:
-    """What was added to each conditioning of a call."""
-    parts: tuple[Any, ...] = tuple(range(len(names)))
-
-    def part(tensor: Tensor, place: int) -> Tensor:
-        return tensor if tensor.shape[0] != rows else rows_of(tensor, parts, (cast(Any, place),))
-
-    return {
-        name: Residuals(
-            tuple(part(skip, place) for skip in done.skips),
-            None if done.mid is None else part(done.mid, place),
-            tuple(part(feature, place) for feature in done.encoder),
-        )
-        for place, name in enumerate(names)
-    }
+def conditionings(options: Mapping[str, Any]) -> tuple[list[int], list[Any]]:
+    """The conditionings of a call, in the order of its rows: 0 for conditional, 1 for others; and names."""
+    places: list[int] = list(options.get("cond_or_uncond", (0,)))
+    return places, list(options.get("uuids", places))
 
 
-def _joined(parts: list[Residuals]) -> Residuals:
-    """The rows of several conditionings one after the other; zeros where one of them had nothing."""
-    full = next((part for part in parts if part), None)
-    if full is None or len(parts) == 1:
-        return parts[0]
-    zeros = Residuals(
-        tuple(map(torch.zeros_like, full.skips)),
-        None if full.mid is None else torch.zeros_like(full.mid),
-        tuple(map(torch.zeros_like, full.encoder)),
-    )
-    whole = [part if part else zeros for part in parts]
-    mids = [part.mid for part in whole if part.mid is not None]
-    return Residuals(
-        tuple(torch.cat(same) for same in zip(*[part.skips for part in whole], strict=True)),
-        torch.cat(mids) if mids else None,
-        tuple(torch.cat(same) for same in zip(*[part.encoder for part in whole], strict=True)),
-    )
+def branches_of(places: list[int]) -> tuple[Branch, ...]:
+    """What the parts of a call are to controls."""
+    branches: list[Branch] = ["cond" if place == 0 else "uncond" for place in places]
+    return tuple(branches)
+
+
+def signal(sigma: float) -> float:
+    """ᾱ of a noise level: x = x0 + sigma ε is √ᾱ x0 + √(1 - ᾱ) ε, but for its length."""
+    return 1.0 / (1.0 + sigma**2)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """ComfyUI's attention, which its command line chooses."""
+    return host("comfy.ldm.modules.attention").optimized_attention(query, key, value, heads)

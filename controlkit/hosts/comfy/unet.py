@@ -7,24 +7,31 @@ from typing import Any
 from torch import Tensor
 
 from controlkit.contracts import Slot, Target
+from controlkit.hosts.attention import Place
 from controlkit.hosts.comfy.host import host
-from controlkit.hosts.ldm import describe
+from controlkit.hosts.ldm import attention_modules, describe
 
-_ATTENTION = "Add image prompts with ComfyUI's own nodes; here controls add residuals and guidance."
-_TOKENS = "In ComfyUI extra tokens belong to the conditioning: use the node that appends them."
+_PATCH = "In ComfyUI this goes into the MODEL: use the node that is made for its kind."
+_NOISE = "In ComfyUI guidance has nodes of its own."
+_NONE = "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
 
 
-def target_of(model: Any) -> Target:
+def target_of(model: Any, *, patched: bool = False) -> Target:
     """Describe the U-Net of a loaded model.
 
     Args:
         model: ComfyUI's ``BaseModel``.
+        patched: Whether a patch of the MODEL adds to it, or a CONTROL_NET and guidance.
 
     Raises:
         NotApplicable: It denoises with something else than a U-Net.
     """
-    refusals: dict[Slot, str] = {"tokens": _TOKENS, "attention": _ATTENTION}
     slots: tuple[Slot, ...] = ("skips", "mid", "encoder", "noise")
+    refusals: dict[Slot, str] = {"tokens": _PATCH, "attention": _PATCH}
+    if patched:
+        attends = bool(places_of(model.diffusion_model))
+        slots = ("skips", "mid", "encoder", "tokens", *(("attention",) if attends else ()))
+        refusals = {"noise": _NOISE, "attention": _NONE}
     return describe(
         model.diffusion_model,
         channels=int(model.latent_format.latent_channels),
@@ -34,6 +41,14 @@ def target_of(model: Any) -> Target:
         refusals=refusals,
         prediction="epsilon",  # what this host hands to the engine, whatever the U-Net itself predicts
     )
+
+
+def places_of(unet: Any) -> tuple[Place, ...]:
+    """The cross-attention layers of a U-Net, in the order of `Target.attention`; none where it has others."""
+    found = list(attention_modules(unet)) if hasattr(unet, "output_blocks") else []
+    if not all(hasattr(module, "heads") and hasattr(module, "to_out") for _, module, _ in found):
+        return ()
+    return tuple(Place(*one) for one in found)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

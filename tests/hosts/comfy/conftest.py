@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.comfy.networks import uni
+from tests.hosts.comfy.networks import fuser, image_prompt, style, uni
 from tests.hosts.comfy.server import Server, start
 
 NAMES = ("CONTROLKIT_COMFYUI", "CONTROLKIT_COMFYUI_PYTHON")
@@ -25,7 +25,14 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     script = Path(__file__).with_name("slim.py")
     command = [os.environ[NAMES[1]], str(script), os.environ[NAMES[0]], str(base / "models")]
     subprocess.run(command, check=True, capture_output=True)
-    uni().save(base / "models" / "controlnet" / "uni")
+    for folder, name, module in (
+        ("controlnet", "uni", uni()),
+        ("controlnet", "ip", image_prompt(plus=False)),
+        ("controlnet", "ip_plus", image_prompt(plus=True)),
+        ("style_models", "style", style()),
+        ("controlnet", "fuser", fuser()),
+    ):
+        module.save(base / "models" / folder / name)
     server = start(base)
     yield server
     server.stop()

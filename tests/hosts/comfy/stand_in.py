@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from controlkit.adapters.blocks.transformer import torch_attention
+
 SIGMAS = torch.tensor([14.0, 7.0, 3.0, 1.0, 0.0])
 """Noise levels of a run of four steps."""
 
@@ -92,7 +94,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
             "get_torch_device": lambda: cpu,
             "unet_offload_device": lambda: cpu,
         },
-        "folder_paths": {"get_filename_list": lambda kind: [f"a.{kind}"]},
+        "comfy.ldm.modules.attention": {"optimized_attention": torch_attention},
+        "folder_paths": {
+            "get_filename_list": lambda kind: [f"a.{kind}"],
+            "folder_names_and_paths": {"controlnet": (), "style_models": ()},
+        },
     }
     for name, entries in modules.items():
         module = ModuleType(name)

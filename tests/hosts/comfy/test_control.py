@@ -213,3 +213,25 @@ def test_a_module_that_reads_no_map_asks_for_its_node(kind: Any) -> None:
     control = kind(ck.embedded.load("classifier"))
     with pytest.raises(ck.ParameterError, match="node made for its kind"):
         begun(control)
+
+
+def test_attention_is_the_hosts_while_it_runs(
+    kind: Any, modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from controlkit.adapters.blocks.transformer import Attention, torch_attention
+
+    heads: list[int] = []
+
+    def counted(query: Tensor, key: Tensor, value: Tensor, number: int) -> Tensor:
+        heads.append(number)
+        return torch_attention(query, key, value, number)
+
+    module: Any = sys.modules["comfy.ldm.modules.attention"]
+    monkeypatch.setattr(module, "optimized_attention", counted)
+    control = kind(modules["controlnet-canny"]).set_cond_hint(MAP)
+    control.pre_run(stand_in.model(), stand_in.percent_to_sigma)
+    assert call(control, 7.0, 0) is not None
+    assert heads == [3, 3, 4, 4, 4, 4], "two attentions in each of the three transformer layers"
+    assert Attention.attend is torch_attention

@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 import controlkit as ck
+from tests.hosts.comfy.fronts import (
+    CLOSE,
+    SCENE,
+    WINDOW,
+    Front,
+    applied,
+    blue,
+    from_comfy,
+    from_python,
+    guide,
+)
 from tests.hosts.comfy.networks import uni
 from tests.hosts.comfy.server import Server, node
-
-STEPS, SCALE = 8, 2.0
-SCENE = ck.embedded.scene(12)
-CLOSE = 1e-4
-WINDOW = {"start": 0.0, "end": 1.0}
-CANNY = ("ControlKitEmbeddedControl", {"name": "controlnet-canny"})
-DEPTH = ("ControlKitEmbeddedControl", {"name": "t2i-depth"})
-
-
-def applied(net: str, output: int, before: str | None, **options: Any) -> dict[str, Any]:
-    positive, negative = (["p", 0], ["n", 0]) if before is None else ([before, 0], [before, 1])
-    both = {"positive": positive, "negative": negative, "control_net": [net, 0], "image": ["scene", output]}
-    return node("ControlKitApply", **both, **{"strength": 1.0, "mode": "balanced", **WINDOW, **options})
-
-
-@dataclass(frozen=True)
-class Front:
-    """One stack of controls, from Python and as nodes."""
-
-    controls: Callable[[], list[Any]]
-    nodes: dict[str, dict[str, Any]]
-    last: str = ""
-    model: str = "e"
-    kinds: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 def region() -> Tensor:
     return torch.from_numpy(SCENE.instances > 0).float()
-
-
-def guide(through: bool, **options: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"function": "color", "color": "#2060c0", "strength": 8.0, **WINDOW}
-    settings |= {"model": ["e", 0], "vae": ["e", 2], "max_norm": 0.0, "normalize": False}
-    return node("ControlKitGuide", **{**settings, "through_unet": through, **options})
-
-
-def blue(through: bool) -> ck.Guidance:
-    return ck.Guidance(ck.guidance.color(), "#2060c0", scale=8.0, through_unet=through)
 
 
 FRONTS = {
@@ -154,16 +127,6 @@ FRONTS = {
 }
 
 
-def from_python(controls: list[Any]) -> tuple[Tensor, list[int]]:
-    """The final latents, and the timesteps."""
-    pipe = ck.embedded.pipeline()
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
-    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent"}
-    with ck.attach(pipe, *controls):
-        latents: Any = pipe(SCENE.caption, latents=noise, **options).images
-    return latents, [int(t) for t in pipe.scheduler.timesteps]
-
-
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
     return from_python([])[0]
@@ -175,35 +138,5 @@ def test_comfyui_and_python_give_the_same_latents(comfy: Server, plain: Tensor, 
     expected, steps = from_python(front.controls())
     close = CLOSE * max(1.0, float(expected.abs().max()))
     assert name == "nothing" or float((expected - plain).abs().max()) > 50 * close, "the controls are seen"
-    timesteps = ", ".join(map(str, steps))
-    positive, negative = ([front.last, 0], [front.last, 1]) if front.last else (["p", 0], ["n", 0])
-    outputs = comfy.run(
-        {
-            "e": node("ControlKitEmbeddedModel"),
-            "scene": node("ControlKitEmbeddedScene", seed=12),
-            "canny": node(CANNY[0], **CANNY[1]),
-            "depth": node(DEPTH[0], **DEPTH[1]),
-            "classes": node("ControlKitEmbeddedControl", name="classifier"),
-            "p": node("CLIPTextEncode", clip=["e", 1], text=["scene", 5]),
-            "n": node("CLIPTextEncode", clip=["e", 1], text=""),
-            "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-            "levels": node("TestLevels", model=["e", 0], timesteps=timesteps),
-            "euler": node("KSamplerSelect", sampler_name="euler"),
-            **front.nodes,
-            "k": node(
-                "SamplerCustom",
-                model=[front.model, 0],
-                add_noise=True,
-                noise_seed=5,
-                cfg=SCALE,
-                positive=positive,
-                negative=negative,
-                sampler=["euler", 0],
-                sigmas=["levels", 0],
-                latent_image=["empty", 0],
-            ),
-            "latents": node("SaveLatent", samples=["k", 0], filename_prefix="front"),
-        }
-    )
-    found = comfy.latents(outputs, "latents")
+    found, _ = from_comfy(comfy, front, steps)
     assert float((found - expected).abs().max()) <= close

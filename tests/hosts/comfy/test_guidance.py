@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import controlkit as ck
-from controlkit.hosts.comfy.gradients import ordinary, outside_inference
+from controlkit.hosts.comfy.attachments import attached
+from controlkit.hosts.gradients import ordinary, outside_inference
 from tests.hosts.comfy import stand_in
 
 SIGMA = 3.0
@@ -138,7 +139,7 @@ def test_it_moves_the_clean_prediction_by_the_gradient(kind: Any, through: bool)
         (gradient,) = torch.autograd.grad(phi(seen, y, torch.zeros(1)).sum(), noisy)
     expected = plain.detach() + SIGMA * (1 - ALPHA_BAR) ** 0.5 * 0.2 * gradient
     torch.testing.assert_close(results[2].clone(), expected)
-    row = kind.guides(patcher)[0].record.row()
+    row = attached(patcher)[0].record.row()
     assert (row.applied, row.steps) == (2, 4)
 
 
@@ -153,8 +154,8 @@ def test_two_add_up_and_the_model_they_came_from_stays(kind: Any) -> None:
     x = torch.randn(1, 4, 16, 16)
     torch.testing.assert_close(sampled(both, model(), x)[0], sampled(whole, model(), x)[0])
     assert not plain.model_options["post"]
-    assert len(kind.guides(both)) == 2
-    assert len(kind.guides(one)) == 1
+    assert len(attached(both)) == 2
+    assert len(attached(one)) == 1
 
 
 def test_recurrence_is_refused(kind: Any) -> None:

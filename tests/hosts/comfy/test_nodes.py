@@ -80,6 +80,30 @@ def test_a_detectors_node_gives_the_detectors_map(
         assert np.array_equal(np.asarray(Image.open(tmp_path / shown["filename"])), np.asarray(expected))
 
 
+def test_hidden_pixels_go_through_a_mask(
+    nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    import sys
+
+    from controlkit.hosts.comfy.pictures import as_map_of
+    from controlkit.preprocessors import marked
+
+    paths: Any = sys.modules["folder_paths"]
+    paths.get_temp_directory = lambda: str(tmp_path)
+    paths.get_save_image_path = lambda name, folder, *_: (folder, name, 1, "", name)
+    photo, box = ck.embedded.scene(3).image, "0.2,0.3,0.7,0.8"
+    maps, hidden = nodes["ControlKitDetectInpaint"]().run(from_pil(photo), box=box)["result"]
+    assert hidden.shape == (1, 128, 128)
+    expected = torch.tensor(marked(ck.preprocess(photo, "inpaint", box=box))).movedim(-1, 0)[None]
+    none: dict[str, Any] = {"detect": None}
+    assert (expected == -1).any()
+    assert torch.equal(as_map_of(maps, none, hidden), expected)
+    with pytest.raises(ck.ParameterError, match="the map's size"):
+        as_map_of(maps, none, hidden[:, 1:])
+    with pytest.raises(ck.ParameterError, match="beside the detector canny"):
+        as_map_of(maps, {"detect": "canny"}, hidden)
+
+
 @pytest.mark.parametrize(
     ("read", "text", "expected"),
     [

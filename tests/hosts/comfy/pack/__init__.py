@@ -2,6 +2,8 @@
 
 import torch
 
+from . import tiny
+
 
 class RandomTokens:
     """Prompt tokens (1, count, 768)."""
@@ -52,7 +54,7 @@ class Levels:
 
 
 class Content:
-    """A content embedding (1, width), as CLIPVisionEncode gives it."""
+    """What an image encoder says of pictures, as CLIPVisionEncode gives it: a vector, and tokens."""
 
     CATEGORY = "controlkit tests"
     FUNCTION = "make"
@@ -60,16 +62,43 @@ class Content:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {"default": 0}), "width": ("INT", {"default": 768})}}
+        inputs = {"seed": ("INT", {"default": 0}), "width": ("INT", {"default": 768})}
+        return {"required": inputs, "optional": {"pictures": ("INT", {"default": 1})}}
 
-    def make(self, seed, width):
-        made = torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
-        return ({"image_embeds": made},)
+    def make(self, seed, width, pictures=1):
+        generator = torch.Generator().manual_seed(seed)
+        vector = torch.randn(pictures, width, generator=generator)
+        tokens = torch.randn(pictures, 5, width, generator=generator)
+        named = {"last_hidden_state": tokens, "penultimate_hidden_states": tokens.flip(1)}
+        return ({"image_embeds": vector, **named},)
+
+
+class Vision:
+    """An image encoder with weights from a seed, for CLIPVisionEncode."""
+
+    CATEGORY = "controlkit tests"
+    FUNCTION = "make"
+    RETURN_TYPES = ("CLIP_VISION",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"config": ("STRING", {}), "weights": ("STRING", {})}}
+
+    def make(self, config, weights):
+        from importlib import import_module
+
+        model = import_module("comfy.clip_vision").ClipVisionModel(config)
+        missing, unused = model.load_sd(import_module("comfy.utils").load_torch_file(weights))
+        assert not missing
+        assert not [name for name in unused if "position_ids" not in name]
+        return (model,)
 
 
 NODE_CLASS_MAPPINGS = {
+    **tiny.NODES,
     "TestTokens": RandomTokens,
     "TestPicture": RandomPicture,
     "TestLevels": Levels,
     "TestContent": Content,
+    "TestVision": Vision,
 }

@@ -1,7 +1,8 @@
-"""Gradients inside ComfyUI, whose graph runs in inference mode.
+"""Gradients in hosts that run in inference mode: ComfyUI and Forge.
 
 Tensors made in inference mode can never be saved for a backward pass, and leaving the mode does not change
-those that exist. So sampling runs outside it, with such weights exchanged for copies of the same numbers.
+those that exist. So what gradients pass runs outside it, with such weights exchanged for copies of the same
+numbers.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def outside_inference(*, weights: Iterable[nn.Module] | None = None) -> Generato
     """Out of inference mode, without gradients.
 
     Args:
-        weights: For gradients through networks that change what they computed in place, as ComfyUI's U-Net
-            does when it adds what a ControlNet gives: every tensor that a backward pass will need is copied
+        weights: For gradients through networks that change what they computed in place, as these U-Nets
+            do when they add what a ControlNet gives: every tensor that a backward pass will need is copied
             when it is computed, except the weights of these modules, which nothing changes.
             (``torch.autograd.graph.allow_mutation_on_saved_tensors`` copies only what is changed, but knows
             tensors by addresses that are used again, and then gives the wrong one.)
