@@ -7,7 +7,10 @@
 | ``units.py`` | what did the panel, or a request, ask for? |
 | ``pictures.py`` | which picture is that? |
 | ``files.py`` | which control files are there, and what is in them? |
+| ``encoders.py`` | which image encoders are there, and which one fits? |
+| ``controls.py`` | which controls are these units? |
 | ``panel.py`` | how does it look? |
+| ``preview.py`` | what does the Preview button show? |
 | ``script.py`` | what happens when, while the web UI makes a picture? |
 | ``model.py`` | what is the web UI's model, in the words of controls? |
 | ``calls.py`` | which rows and which step is this call of the U-Net? |

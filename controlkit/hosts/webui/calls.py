@@ -3,6 +3,9 @@
 Before it calls the U-Net the denoiser tells all its rows: first those of the prompt (more than one per
 picture where a prompt has parts joined by AND), then those of instruct-pix2pix's picture, then those of the
 negative prompt. It then runs them in that order, in one call or in several, or leaves out the last.
+
+sd-webui-controlnet tells its own U-Net which rows are which by a token before those of the prompt, which it
+takes off again; it is no part of what controls read.
 """
 
 from __future__ import annotations
@@ -10,8 +13,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from controlkit.contracts import Branch
 from controlkit.errors import NotApplicable
+
+_MARK = 1024.0
+"""What every number of that token is, with either sign (Mikubill/sd-webui-controlnet@56cec5b2
+``scripts/hook.py``, ``mark_prompt_context``)."""
+
+
+def unmarked(prompt: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The mark before a prompt, and the prompt without it.
+
+    Args:
+        prompt: (rows, n, dim), as the U-Net is given it; None where it reads none.
+
+    Returns:
+        (rows, 1, dim), or None where there is no mark; and (rows, n - 1, dim) or all of it.
+    """
+    if prompt is None or prompt.ndim != 3 or prompt.shape[1] < 2:
+        return None, prompt
+    mark = prompt[:, :1]
+    return (mark, prompt[:, 1:]) if bool((mark.abs() == _MARK).all()) else (None, prompt)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from controlkit.errors import ParameterError
+from controlkit.hosts.webui.host import host
 from controlkit.module import ControlModule
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -17,6 +18,28 @@ KEPT = 3
 """Modules that stay in memory."""
 
 _loaded: OrderedDict[tuple[Any, ...], ControlModule] = OrderedDict()
+
+
+def folders() -> list[Path]:
+    """Where control files lie: the folders that were named, and the web UI's ``models/ControlNet``."""
+    options = host("modules.shared").cmd_opts
+    named = [getattr(options, name, None) for name in ("controlkit_dir", "controlnet_dir")]
+    return [Path(place) for place in [*named, host("modules.paths").models_path + "/ControlNet"] if place]
+
+
+def encoder_folders() -> list[Path]:
+    """Where image encoders lie: ``models/clip_vision``, and where sd-webui-controlnet keeps its own."""
+    options, paths = host("modules.shared").cmd_opts, host("modules.paths")
+    theirs = getattr(options, "controlnet_annotator_models_path", None)
+    places = [Path(paths.models_path) / "clip_vision", *([Path(theirs) / "clip_vision"] if theirs else [])]
+    extensions = Path(getattr(paths, "extensions_dir", None) or Path(paths.models_path).parent / "extensions")
+    return [*places, extensions / "sd-webui-controlnet" / "annotator" / "downloads" / "clip_vision"]
+
+
+def dtype() -> torch.dtype | None:
+    """What modules compute in: the U-Net's on a GPU; float32 on CPUs, where half precision is slow."""
+    devices = host("modules.devices")
+    return torch.float32 if devices.device.type == "cpu" else getattr(devices, "dtype_unet", None)
 
 
 def listed(folders: Sequence[Path]) -> dict[str, Path]:

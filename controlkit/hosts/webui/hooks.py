@@ -2,8 +2,9 @@
 
 No method is replaced. A hook before the U-Net asks the engine what is to be added; hooks on the blocks add
 it: after a block of the encoder (T2I-Adapter), after the middle block, and before a block of the decoder to
-those channels of its input that are the skip (ControlNet); a hook after the U-Net adds guidance. Whatever
-goes wrong in one of them, all are removed before the error is passed on.
+those channels of its input that are the skip (ControlNet); two in each cross-attention layer add image
+prompts (IP-Adapter, `controlkit.hosts.attention`); a hook after the U-Net adds guidance. Whatever goes wrong
+in one of them, all are removed before the error is passed on.
 
 Guidance is added to what the U-Net predicts, the same on every row, so that it comes out of classifier-free
 guidance unchanged, under every sampler, whether that goes by predicted pictures or by predicted noise.
@@ -19,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from controlkit.contracts import Residuals, RunInfo, Step, Target
+from controlkit.attention import ExtraAttentions
+from controlkit.contracts import ExtraAttention, Residuals, RunInfo, Step, Target
 from controlkit.engine import Entry, Session
+from controlkit.errors import NotApplicable
+from controlkit.hosts.attention import AttentionHooks, Place
 from controlkit.hosts.hooks import Hook
-from controlkit.hosts.webui.calls import Announced
+from controlkit.hosts.webui.calls import Announced, unmarked
 from controlkit.residuals import from_noise_shift, to_noise
 
 _NAMES = ("x", "timesteps", "context", "y")
@@ -38,6 +42,7 @@ class Controlled:
         entries: The controls.
         alpha_bar: ᾱ of an announced noise level.
         decode: Clean latents to pixels, for guidance.
+        places: The U-Net's cross-attention layers, for image prompts; in the order of ``target.attention``.
         recompute: For guidance that saves memory; None: there is no such way here.
     """
 
@@ -49,11 +54,15 @@ class Controlled:
         *,
         alpha_bar: Callable[[Announced], float],
         decode: Callable[[Tensor], Tensor] | None = None,
+        places: Sequence[Place] = (),
         recompute: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.target, self.entries = target, tuple(entries)
         self._unet, self._alpha_bar, self._decode, self._recompute = unet, alpha_bar, decode, recompute
         self._guides = any("noise" in entry.control.slots for entry in entries)
+        self._attends = any("attention" in entry.control.slots for entry in entries)
+        self._attention = AttentionHooks(places)
+        self._extra: ExtraAttentions | None = None
         self._sessions: dict[tuple[int, ...], Session] = {}
         self._handles: list[Any] = []
         self._announced: Announced | None = None
@@ -79,6 +88,8 @@ class Controlled:
         for place, block in enumerate(unet.output_blocks):
             skip = self._guarded(self._skip(depth - 1 - place))
             add(block.register_forward_pre_hook(Hook(skip)))
+        if self._attends:
+            self._attention.install()
 
     @property
     def installed(self) -> bool:
@@ -90,6 +101,7 @@ class Controlled:
         self._take_away(keep=0)
 
     def _take_away(self, keep: int) -> None:
+        self._attention.remove()
         while len(self._handles) > keep:
             self._handles.pop().remove()
         sessions, self._sessions = self._sessions, {}
@@ -127,7 +139,8 @@ class Controlled:
             raise
 
     def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._step, self._adding = None, Residuals()
+        self._step, self._adding, self._extra = None, Residuals(), None
+        self._attention.drop()
         if self._failure is not None:
             raise self._failure
         given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
@@ -137,7 +150,7 @@ class Controlled:
         if here is None or branches is None:
             return None  # a call of someone else's
         sized: Tensor | None = given.get("y")
-        prompt: Tensor | None = given.get("context")
+        mark, prompt = unmarked(given.get("context"))
         step = Step(
             index=here.index,
             count=here.count,
@@ -153,12 +166,18 @@ class Controlled:
         contribution = session.before(step)
         self._adding = _of_rows(contribution.residuals, x.shape[0])
         self._step = (step, session)
-        if contribution.tokens is prompt:
+        if contribution.attention is not None:
+            self._extra = contribution.attention
+            self._attention.install()  # again, where something exchanged the layers' parts since
+            self._attention.begin(self._extra)
+        tokens = contribution.tokens
+        if tokens is prompt or tokens is None:
             return None
+        longer = tokens if mark is None else torch.cat([mark, tokens], dim=1)
         place = _AT["context"]
         if len(args) > place:
-            return (*args[:place], contribution.tokens, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "context": contribution.tokens}
+            return (*args[:place], longer, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "context": longer}
 
     def _session(self, step: Step) -> Session:
         height, width = step.latents.shape[-2:]
@@ -173,10 +192,15 @@ class Controlled:
                 device=step.latents.device,
                 dtype=step.latents.dtype,
                 decode=self._decode,
+                weights=self._weights,
                 recompute=self._recompute,
             )
             self._sessions[key] = Session(self.entries, run)
         return self._sessions[key]
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The U-Net's own weights, for controls that are stored as a difference to them."""
+        return {name: value.detach() for name, value in self._unet.state_dict().items()}
 
     def _after(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self._replaying:
@@ -185,10 +209,11 @@ class Controlled:
         if output is None:  # the U-Net raised, and torch goes through these very hooks: this one stays, idle
             self._take_away(keep=1)
             return None
-        if under_way is None or not self._guides:
+        if under_way is None or not (self._guides or self._attends):
             self._adding = Residuals()
             return None
         try:
+            self._attention.end()
             given = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
             return self._guided(output, *under_way, given)
         except BaseException:
@@ -268,9 +293,18 @@ class Controlled:
                 beside = x[rows, self.target.channels :]
                 noisy = latents.to(x.dtype)
                 own["x"] = torch.cat([noisy, beside], dim=1) if beside.shape[1] else noisy
+                self._attention.begin(_cut_attention(self._extra, rows))
                 predicted: Tensor = self._unet(**own)
             finally:
+                self._attention.drop()
                 self._adding, self._replaying = before, False
+            if latents.requires_grad and torch.is_grad_enabled() and not predicted.requires_grad:
+                raise NotApplicable(
+                    "guidance through the U-Net",
+                    found="a U-Net that another extension runs without gradients (as sd-webui-controlnet)",
+                    expected="one that keeps them",
+                    fix="Switch through_unet off, or make the other extension's units ours.",
+                )
             here = dataclasses.replace(part, latents=latents)
             return to_noise(predicted[:, : self.target.channels].to(latents.dtype), here, self.target)
 
@@ -296,3 +330,29 @@ def _cut(residuals: Residuals, rows: slice) -> Residuals:
         None if residuals.mid is None else residuals.mid[rows],
         tuple(feature[rows] for feature in residuals.encoder),
     )
+
+
+def _cut_attention(extra: ExtraAttentions | None, rows: slice) -> ExtraAttentions | None:
+    """What some rows of a call attend to."""
+    if extra is None:
+        return None
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape[0] == 1 else tensor[rows]
+
+    def masked(mask: Callable[[int], Tensor | None]) -> Callable[[int], Tensor | None]:
+        def at(stride: int) -> Tensor | None:
+            region = mask(stride)
+            return None if region is None else cut(region)
+
+        return at
+
+    terms = [
+        dataclasses.replace(
+            term,
+            extra=ExtraAttention(tuple(map(cut, term.extra.keys)), tuple(map(cut, term.extra.values))),
+            mask=masked(term.mask),
+        )
+        for term in extra.terms
+    ]
+    return ExtraAttentions(tuple(terms), extra.target)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from controlkit.contracts import Slot, Target
 from controlkit.errors import NotApplicable
-from controlkit.hosts.ldm import describe
+from controlkit.hosts.attention import Place
+from controlkit.hosts.ldm import attention_modules, describe
 
-_ATTENTION = "Image prompts need a picture's embedding, which this panel does not make yet."
+_NONE = "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
 
 
 def unet_of(model: Any) -> Any:
@@ -41,6 +42,7 @@ def target_of(model: Any) -> Target:
         NotApplicable: It denoises with something else than a U-Net.
     """
     unet = unet_of(model)
+    attends = bool(places_of(unet))
     slots: tuple[Slot, ...] = ("tokens", "skips", "mid", "encoder", "noise")
     velocity = getattr(model, "parameterization", "eps") == "v"
     return describe(
@@ -48,10 +50,18 @@ def target_of(model: Any) -> Target:
         channels=int(getattr(unet, "out_channels", 4)),
         added_dim=_pooled(unet),
         pixel_scale=8,
-        slots=frozenset(slots),
-        refusals={"attention": _ATTENTION},
+        slots=frozenset((*slots, "attention") if attends else slots),
+        refusals={} if attends else {"attention": _NONE},
         prediction="v_prediction" if velocity else "epsilon",
     )
+
+
+def places_of(unet: Any) -> tuple[Place, ...]:
+    """The cross-attention layers of a U-Net that can be added to; empty where there are none."""
+    found = list(attention_modules(unet)) if hasattr(unet, "output_blocks") else []
+    if not all(hasattr(module, "heads") and hasattr(module, "to_out") for _, module, _ in found):
+        return ()
+    return tuple(Place(name, module, layer) for name, module, layer in found)
 
 
 def decoder_of(model: Any) -> Callable[[Tensor], Tensor]:

@@ -12,29 +12,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-
-from controlkit import guidance
-from controlkit.contracts import Control
+from controlkit.contracts import Control, Target
 from controlkit.engine import Entry, admit
-from controlkit.errors import NotApplicable, ParameterError
-from controlkit.guidance import Guidance
-from controlkit.hosts.webui import files, panel, pictures, units
+from controlkit.hosts.webui import controls, panel, units
 from controlkit.hosts.webui.calls import Announced, announced
 from controlkit.hosts.webui.hooks import Controlled
 from controlkit.hosts.webui.host import host
-from controlkit.hosts.webui.model import alpha_bar_of, decoder_of, target_of, unet_of
+from controlkit.hosts.webui.model import alpha_bar_of, decoder_of, places_of, target_of, unet_of
 from controlkit.hosts.webui.units import Guide, Unit
-from controlkit.hosts.written import read_options
-from controlkit.module import MapModule
-from controlkit.preprocessors import detectors
 from controlkit.report import ControlRecord, Report
 
 _log = logging.getLogger(__name__)
 _KEPT = "controlkit_asked"
+_PROMPTS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+"""Where the web UI keeps encoded prompts from one picture to the next."""
 
 
 @dataclass
@@ -55,7 +48,8 @@ class Front:
 
     def __init__(self) -> None:
         self._p: Any = None
-        self._now: Controlled | None = None
+        self._now: Any = None
+        self._under_way = False
         self.report: Report | None = None
 
     def release(self) -> None:
@@ -67,6 +61,24 @@ class Front:
         self.report = Report(tuple(entry.record.row() for entry in now.entries))
         if self.report.rows:
             _log.info("ControlKit:\n%s", self.report)
+
+    def done(self) -> None:
+        """A picture is finished."""
+        self._under_way = False
+        self.release()
+
+    def next(self, p: Any) -> None:
+        """A picture begins. After one that failed the prompts are encoded anew.
+
+        sd-webui-controlnet marks the prompts that the web UI keeps, and takes the marks off in the call of
+        the U-Net that one of our errors may have ended before.
+        """
+        self.release()
+        failed, self._under_way = self._under_way, False
+        for name in _PROMPTS if failed else ():
+            kept = getattr(p, name, None)
+            if isinstance(kept, list):
+                kept[:] = [None] * len(cast("list[Any]", kept))
 
     def ask(self, p: Any, args: Sequence[Any]) -> None:
         """Read what the panel or the request asks for, and note it in the picture's parameters."""
@@ -87,11 +99,11 @@ class Front:
         asked: Asked | None = getattr(p, _KEPT, None)
         if not asked:
             return
+        self._under_way = True
         model = p.sd_model
-        unet = unet_of(model)
         error, entries, target = asked.error, list[Entry](), None
         try:
-            target = target_of(model)
+            target = self._target(model)
             if error is None:
                 hires = bool(getattr(p, "is_hr_pass", False))
                 entries = [Entry(c, ControlRecord(c.name)) for c in self._controls(p, asked, hires)]
@@ -100,9 +112,9 @@ class Front:
         except Exception as failure:
             error = failure
         if error is not None:
-            _raise_from(unet, error)
+            self._refuse(model, error)
         elif entries and target is not None:
-            self._now, self._p = self._controlled(model, unet, target, entries), p
+            self._now, self._p = self._controlled(model, target, entries), p
             self._now.install()
 
     def denoising(self, params: Any) -> None:
@@ -113,26 +125,49 @@ class Front:
         if getattr(params.denoiser, "p", None) is not self._p:
             self.release()  # another picture: the one before it ended without telling
             return
-        try:
-            now.announce(announced(params))
-        except Exception as error:
-            now.fail(error)
+        self._announce(params)
 
-    def _controlled(self, model: Any, unet: Any, target: Any, entries: list[Entry]) -> Controlled:
+    def _announce(self, params: Any) -> None:
+        try:
+            self._now.announce(announced(params))
+        except Exception as error:
+            self._now.fail(error)
+
+    def _target(self, model: Any) -> Target:
+        return target_of(model)
+
+    def _refuse(self, model: Any, error: Exception) -> None:
+        """Have the next call of a model's U-Net raise an error, once."""
+
+        def refuse(*_: Any) -> None:
+            handle.remove()
+            raise error
+
+        handle = unet_of(model).register_forward_pre_hook(refuse)
+
+    def _controlled(self, model: Any, target: Target, entries: list[Entry]) -> Any:
+        """What puts the controls on the model and takes them off: ``install``, ``remove``, ``entries``."""
+
         def alpha_bar(step: Announced) -> float:
             return alpha_bar_of(model, step.level, timestep=step.timestep)
 
-        return Controlled(unet, target, entries, alpha_bar=alpha_bar, decode=decoder_of(model))
+        return Controlled(
+            unet_of(model),
+            target,
+            entries,
+            alpha_bar=alpha_bar,
+            decode=decoder_of(model),
+            places=places_of(unet_of(model)),
+        )
 
     def _controls(self, p: Any, asked: Asked, hires: bool) -> list[Control]:
         wanted = ("both", "hires") if hires else ("both", "first")
         made: list[Control] = []
-        for number, unit in asked.units:
-            if unit.passes in wanted and unit.weight:
-                made.append(_once(asked, f"unit {number}", lambda n, u=unit: control_of(u, n, p)))
+        chosen = [(number, unit) for number, unit in asked.units if unit.passes in wanted and unit.weight]
+        made += controls.of_units(chosen, p, asked.controls)
         for number, guide in asked.guides:
             if guide.strength:
-                made.append(_once(asked, f"guidance {number}", lambda n, g=guide: guidance_of(g, n)))
+                made.append(_once(asked, f"guidance {number}", lambda n, g=guide: controls.guidance_of(g, n)))
         return made
 
 
@@ -140,103 +175,6 @@ def _once(asked: Asked, name: str, make: Callable[[str], Control]) -> Control:
     if name not in asked.controls:
         asked.controls[name] = make(name)
     return asked.controls[name]
-
-
-def _raise_from(unet: Any, error: Exception) -> None:
-    """Have the next call of a U-Net raise an error, once."""
-
-    def refuse(*_: Any) -> None:
-        handle.remove()
-        raise error
-
-    handle = unet.register_forward_pre_hook(refuse)
-
-
-def control_of(unit: Unit, name: str, p: Any) -> Control:
-    """What a unit asks for.
-
-    Args:
-        unit: The unit.
-        name: Of it, for errors.
-        p: The web UI's processing; in img2img its picture stands in for one that the unit lacks.
-
-    Raises:
-        ControlKitError: It cannot be had.
-    """
-    if unit.model == units.NONE:
-        raise ParameterError(f"{name}: model", found="none", expected="a control file", fix="Choose one.")
-    image = pictures.read(unit.image, f"{name}: image")
-    if image is None:
-        image = (getattr(p, "init_images", None) or [None])[0]
-    if image is None:
-        raise ParameterError(f"{name}: image", found="nothing", expected="a picture")
-    module = files.load(files.path_of(unit.model, folders()), dtype())
-    if not isinstance(module, MapModule):
-        raise NotApplicable(
-            name,
-            found=f"a {module.kind}",
-            expected="a module that reads one map, such as a ControlNet or a T2I-Adapter",
-            fix="This panel has no fields for its kind yet.",
-        )
-    detector = None if unit.detector == units.NONE else unit.detector
-    options: dict[str, Any] = {
-        "detect": detector,
-        "detect_options": read_options(unit.options) if detector else None,
-        "scale": unit.weight,
-        "start": unit.start,
-        "end": unit.end,
-        "mode": unit.mode,
-        "resize": unit.resize,
-        "mask": pictures.read(unit.mask, f"{name}: mask"),
-    }
-    return module.on(image, **options)
-
-
-def guidance_of(guide: Guide, name: str) -> Control:
-    """What the guidance fields ask for.
-
-    Raises:
-        ControlKitError: It cannot be had.
-    """
-    image = pictures.read(guide.image, f"{name}: image")
-    mask = pictures.read(guide.mask, f"{name}: mask")
-    phi: Any
-    wanted: Any = image
-    if guide.function == "color":
-        phi = guidance.color(mask=mask)
-        wanted = guide.color if image is None else image
-    elif guide.function == "edges":
-        phi = guidance.edges()
-    else:
-        phi = guidance.region(torch.ones(1, 1, 8, 8) if mask is None else mask)
-    if wanted is None:
-        raise ParameterError(f"{name}: image", found="nothing", expected=f"a picture for {guide.function}")
-    return Guidance(
-        phi,
-        wanted,
-        scale=guide.strength,
-        start=guide.start,
-        end=guide.end,
-        max_norm=guide.max_norm or None,
-        normalize=guide.normalize,
-        through_unet=guide.through_unet,
-        name=f"guidance {guide.function}",
-    )
-
-
-def folders() -> list[Path]:
-    """Where control files lie: the folders that were named, and the web UI's ``models/ControlNet``."""
-    options = host("modules.shared").cmd_opts
-    named = [getattr(options, name, None) for name in ("controlkit_dir", "controlnet_dir")]
-    return [
-        Path(place) for place in [*named, Path(host("modules.paths").models_path) / "ControlNet"] if place
-    ]
-
-
-def dtype() -> torch.dtype | None:
-    """What modules compute in: the U-Net's on a GPU; float32 on CPUs, where half precision is slow."""
-    devices = host("modules.devices")
-    return torch.float32 if devices.device.type == "cpu" else getattr(devices, "dtype_unet", None)
 
 
 class Panel:
@@ -251,22 +189,29 @@ class Panel:
     infotext_fields: list[Any]
     paste_field_names: list[str]
 
+    sizes: dict[str, Any]
+
     def title(self) -> str:
         return panel.TITLE
+
+    def after_component(self, component: Any, **kwargs: Any) -> None:
+        """Remember the tab's own sliders for width and height, whose values the preview is made for."""
+        name = kwargs.get("elem_id")
+        if name in panel.SIZES:
+            self.sizes = {**getattr(self, "sizes", {}), name: component}
 
     def show(self, is_img2img: bool) -> Any:
         return host("modules.scripts").AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        names = list(files.listed(folders()))
-        found = [info.name for info in detectors()]
         prefix = "img2img" if is_img2img else "txt2img"
-        components, pairs = panel.build(host("gradio"), names, found, prefix)
+        sizes = [getattr(self, "sizes", {}).get(f"{prefix}_{name}") for name in ("width", "height")]
+        components, pairs = panel.build(host("gradio"), prefix, sizes)
         self.infotext_fields, self.paste_field_names = pairs, []
         return components
 
     def before_process(self, p: Any, *args: Any) -> None:
-        self.front.release()
+        self.front.next(p)
 
     def process(self, p: Any, *args: Any) -> None:
         self.front.ask(p, args)
@@ -278,4 +223,4 @@ class Panel:
         self.front.release()
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        self.front.release()
+        self.front.done()

@@ -11,11 +11,16 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from controlkit.errors import ParameterError
+from controlkit.hosts.controlnet_names import MODES as THEIR_MODES
+from controlkit.hosts.controlnet_names import RESIZES as THEIR_RESIZES
+from controlkit.hosts.controlnet_names import detector_of, union_type, written
+from controlkit.preprocessors import detectors
 
 COUNT = 3
 """Units on the panel."""
 
 NONE = "None"
+AUTOMATIC = "Automatic"
 MODES = ("balanced", "prompt", "control")
 RESIZES = ("stretch", "crop", "pad")
 PASSES = ("both", "first", "hires")
@@ -34,33 +39,38 @@ _ALIASES = {
 }
 """Fields by sd-webui-controlnet's names."""
 
-_IGNORED = {
-    "pixel_perfect",
-    "low_vram",
-    "lowvram",
-    "processor_res",
-    "threshold_a",
-    "threshold_b",
-    "save_detected_map",
+_IGNORED = frozenset(
+    (
+        "low_vram",
+        "lowvram",
+        "save_detected_map",
+        "is_ui",
+        "output_dir",
+        "inpaint_crop_input_image",
+        "pulid_mode",
+    )
+)
+"""Fields of sd-webui-controlnet that do not change what a unit of ours adds."""
+
+_REFUSED = {
+    "ipadapter_input": "Give the picture; its embedding is made here.",
+    "batch_images": "Make one request for each picture.",
+    "loopback": "Make one request for each picture.",
+    "animatediff_batch": "Make one request for each picture.",
+    "batch_mask_dir": "Make one request for each picture.",
+    "batch_modifiers": "Make one request for each picture.",
+    "batch_image_files": "Make one request for each picture.",
+    "batch_keyframe_idx": "Make one request for each picture.",
 }
+"""Fields of sd-webui-controlnet that would change it, and are nothing here; their defaults are ignored."""
+
 _WORDS: dict[str, dict[Any, str]] = {
-    "mode": {
-        0: "balanced",
-        1: "prompt",
-        2: "control",
-        "my prompt is more important": "prompt",
-        "controlnet is more important": "control",
-    },
-    "resize": {
-        0: "stretch",
-        1: "crop",
-        2: "pad",
-        "just resize": "stretch",
-        "crop and resize": "crop",
-        "resize and fill": "pad",
-    },
+    "mode": THEIR_MODES,
+    "resize": THEIR_RESIZES,
     "passes": {"low res only": "first", "high res only": "hires"},
 }
+_READS_ITSELF = ("ip-adapter-auto", "ip-adapter_clip", "clip_vision")
+"""Beginnings of sd-webui-controlnet's names for image encoders, in whose place ours chooses."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,14 @@ class Unit:
         resize: ``stretch``, ``crop`` or ``pad``.
         mask: Where it acts; None: everywhere.
         passes: With hires fix: ``both``, ``first`` or ``hires``.
+        size: Shortest side of the detector's map in pixels; 0: the picture's own.
+        pixel_perfect: The detector's map has the pixels of the picture that is made.
+        condition: What the map shows, as ``canny``: which of a ControlNet-Union's or Uni-ControlNet's maps
+            it is (``content``: no map, but the content); else what it is checked against. ``None``: what the
+            detector makes, or the file says.
+        encoder: Name of the image encoder, for an image prompt, content or a style; ``Automatic``: the one
+            that fits.
+        block_scales: One factor per residual or cross-attention layer, with commas between; empty: all 1.
     """
 
     enabled: bool = False
@@ -94,6 +112,11 @@ class Unit:
     resize: str = "stretch"
     mask: Any = None
     passes: str = "both"
+    size: float = 0.0
+    pixel_perfect: bool = False
+    condition: str = NONE
+    encoder: str = AUTOMATIC
+    block_scales: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,8 +154,8 @@ Asked = TypeVar("Asked", Unit, Guide)
 UNIT_FIELDS = tuple(field.name for field in fields(Unit))
 GUIDE_FIELDS = tuple(field.name for field in fields(Guide))
 _CHOICES = {"mode": MODES, "resize": RESIZES, "passes": PASSES, "function": FUNCTIONS}
-_NUMBERS = ("weight", "start", "end", "strength", "max_norm")
-_PLAIN = ("enabled", "image", "mask", "normalize", "through_unet")
+_NUMBERS = ("weight", "start", "end", "strength", "max_norm", "size")
+_PLAIN = ("enabled", "image", "mask", "normalize", "through_unet", "pixel_perfect")
 
 
 def read(args: Sequence[Any]) -> tuple[list[tuple[int, Unit]], list[tuple[int, Guide]]]:
@@ -166,10 +189,57 @@ def unit_of(given: Mapping[str, Any], place: str) -> Unit:
         ParameterError: As for `read`.
     """
     named = {_ALIASES.get(key, key): value for key, value in given.items() if key not in _IGNORED}
+    _translate(named, place)
     image = named.get("image")
     if isinstance(image, dict) and named.get("mask") is None:  # a drawing board's picture and mask in one
         named["mask"] = cast("dict[str, Any]", image).get("mask")
     return _made(Unit, named, place)
+
+
+def _translate(named: dict[str, Any], place: str) -> None:
+    """Put what sd-webui-controlnet says in other fields into ours."""
+    for name, fix in _REFUSED.items():
+        if named.pop(name, None):
+            raise ParameterError(f"{place}: {name}", found="a value", expected="none", fix=fix)
+    if named.pop("input_mode", "simple") not in (None, "simple", 0):
+        raise ParameterError(f"{place}: input_mode", found="another", expected="'simple'")
+    side = named.pop("processor_res", None)
+    if isinstance(side, int | float) and not isinstance(side, bool) and side > 0:
+        named.setdefault("size", float(side))
+    kind = union_type(named.pop("union_control_type", None))
+    if kind is not None:
+        named.setdefault("condition", kind)
+    low, high = (named.pop(f"threshold_{end}", -1) for end in "ab")
+    module = named.get("detector")
+    encodes = isinstance(module, str) and module.lower().startswith(_READS_ITSELF)
+    blocks = named.pop("advanced_weighting", None)
+    if blocks and encodes:
+        raise ParameterError(
+            f"{place}: advanced_weighting",
+            found="one for an IP-Adapter",
+            expected="block_scales",
+            fix="Its layers have another order here: the encoder's, the decoder's, the middle's.",
+        )
+    if blocks:
+        named.setdefault("block_scales", blocks)
+    if encodes:
+        named["detector"] = NONE
+    elif module is not None:
+        try:
+            detector, options = detector_of(module, low, high)
+        except ParameterError as error:
+            known = ", ".join(info.name for info in detectors())
+            expected = f"None, or one of {known}, or sd-webui-controlnet's name of one"
+            raise ParameterError(f"{place}: detector", found=error.found, expected=expected) from None
+        named["detector"] = NONE if detector is None else detector
+        if not named.get("options"):
+            named["options"] = written(options)
+    for name in ("options", "block_scales"):
+        value = named.get(name)
+        if isinstance(value, Mapping):
+            named[name] = written(cast("Mapping[str, Any]", value))
+        elif isinstance(value, list | tuple):
+            named[name] = ", ".join(map(str, cast("Sequence[Any]", value)))
 
 
 def describe(unit: Unit | Guide) -> str:
@@ -208,7 +278,7 @@ def _text(value: Any) -> str:
 
 
 def _is_unit(arg: Any) -> bool:
-    known = {*UNIT_FIELDS, *GUIDE_FIELDS, *_ALIASES} - {"image", "mask"}
+    known = {*UNIT_FIELDS, *GUIDE_FIELDS, *_ALIASES, "processor_res", "threshold_a"} - {"image", "mask"}
     return isinstance(arg, dict) and bool(known & set(cast("dict[str, Any]", arg)))
 
 
@@ -236,7 +306,8 @@ def _value(name: str, value: Any, default: Any, place: str) -> Any:
         return float(value)
     if name in _CHOICES:
         key = value.lower() if isinstance(value, str) else value
-        key = _WORDS.get(name, {}).get(key, key)
+        if isinstance(key, str | int):
+            key = _WORDS.get(name, {}).get(key, key)
         if key not in _CHOICES[name]:
             raise ParameterError(
                 place, found=repr(value)[:60], expected=f"one of {', '.join(_CHOICES[name])}"
@@ -244,4 +315,6 @@ def _value(name: str, value: Any, default: Any, place: str) -> Any:
         return key
     if not isinstance(value, str):
         raise ParameterError(place, found=repr(value)[:60], expected="text")
-    return NONE if name in ("model", "detector") and value.lower() in ("", "none") else value
+    if name in ("model", "detector", "condition") and value.lower() in ("", "none"):
+        return NONE
+    return AUTOMATIC if name == "encoder" and value.lower() in ("", "none", "automatic") else value

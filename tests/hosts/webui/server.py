@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,40 @@ class Server:
         python: Its interpreter.
         base: A folder with its models, as `tiny.py` makes it.
         extensions: Whether ours is among its extensions; the probe always is.
+        others: Folders of more extensions, by name.
+        checkpoint: File of the checkpoint that it starts with.
     """
 
-    def __init__(self, webui: Path, python: str, base: Path, *, extensions: bool = True) -> None:
+    flags = FLAGS
+    checkpoint = "tiny.safetensors"
+    patience = 180
+
+    def __init__(
+        self,
+        webui: Path,
+        python: str,
+        base: Path,
+        *,
+        extensions: bool = True,
+        others: Mapping[str, Path] | None = None,
+        checkpoint: str | None = None,
+    ) -> None:
         self.base = base
         self.bare: Picture  # one that was made before our extension was there
+        self.theirs: dict[str, Picture]  # some that sd-webui-controlnet made then
         folder = base / "extensions"
         folder.mkdir(exist_ok=True)
-        places = {"controlkit-probe": PROBE, **({"controlkit": ROOT} if extensions else {})}
+        places = {"controlkit-probe": PROBE, **({"controlkit": ROOT} if extensions else {}), **(others or {})}
         for name, place in places.items():
             if not (folder / name).exists():
                 (folder / name).symlink_to(place)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        command = [python, str(webui / "launch.py"), *FLAGS.split()]
+        command = [python, str(webui / "launch.py"), *self.flags.split()]
         command += ["--port", self.url.rpartition(":")[2], "--data-dir", str(base)]
-        command += ["--ckpt", str(base / "models" / "Stable-diffusion" / "tiny.safetensors")]
+        command += ["--ckpt", str(base / "models" / "Stable-diffusion" / (checkpoint or self.checkpoint))]
+        (base / "run").mkdir(exist_ok=True)
         self._log = (base / "log").open("w")
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
@@ -96,9 +114,29 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Failed(error.read().decode()) from None
 
-    def make(self, *units: Any, fails: int = 0, mode: str = "txt2img", **given: Any) -> Picture:
-        """One picture; ``units`` as our script takes them: dictionaries, or fields one after the other."""
+    def make(
+        self,
+        *units: Any,
+        fails: int = 0,
+        mode: str = "txt2img",
+        theirs: Sequence[dict[str, Any]] = (),
+        **given: Any,
+    ) -> Picture:
+        """One picture.
+
+        Args:
+            units: As our script takes them: dictionaries, or fields one after the other.
+            fails: Number of the U-Net's call that the probe lets fail; 0: none.
+            mode: ``txt2img`` or ``img2img``.
+            theirs: Units of sd-webui-controlnet.
+            given: More of the request, or in place of what is asked for here.
+
+        Raises:
+            Failed: The web UI answered with an error.
+        """
         scripts: dict[str, Any] = {"controlkit probe": {"args": [str(self.base), fails]}}
+        if theirs:
+            scripts["controlnet"] = {"args": list(theirs)}
         if units:
             scripts["controlkit"] = {"args": list(units)}
         body = {
@@ -121,7 +159,7 @@ class Server:
         return Picture(pixels, {name: t.clone() for name, t in kept.items()}, info["infotexts"][0])
 
     def _wait(self) -> None:
-        end = time.monotonic() + 180
+        end = time.monotonic() + self.patience
         while time.monotonic() < end:
             if self._process.poll() is not None:
                 raise Failed(self.log[-3000:])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -138,3 +141,22 @@ def params(
         text_uncond=torch.zeros(images, 5, 6),
         denoiser=SimpleNamespace(step=step, total_steps=steps, p=p),
     )
+
+
+def modules(monkeypatch: pytest.MonkeyPatch, base: Path, **options: Any) -> None:
+    """The web UI's own modules that ours ask for paths and devices, with ``models`` in a folder.
+
+    Args:
+        monkeypatch: Takes them away again.
+        base: The folder.
+        options: Of its command line, as ``controlkit_dir``.
+    """
+    paths = SimpleNamespace(models_path=str(base / "models"), extensions_dir=str(base / "extensions"))
+    made = {
+        "shared": SimpleNamespace(cmd_opts=SimpleNamespace(**options)),
+        "paths": paths,
+        "devices": SimpleNamespace(device=torch.device("cpu"), dtype_unet=torch.float16),
+    }
+    monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(**made))
+    for name, module in made.items():
+        monkeypatch.setitem(sys.modules, f"modules.{name}", module)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from controlkit import NotApplicable
-from controlkit.hosts.webui.calls import announced
+from controlkit.hosts.webui.calls import announced, unmarked
 from controlkit.hosts.webui.model import alpha_bar_of, target_of
 from tests.hosts.webui import stand_in
 
@@ -74,3 +74,18 @@ def test_sizes_of_sdxl() -> None:
 def test_what_is_no_unet_is_refused(model: Any) -> None:
     with pytest.raises(NotApplicable):
         target_of(model)
+
+
+def test_a_mark_before_the_prompt_is_no_part_of_it() -> None:
+    prompt = torch.randn(2, 5, 6)
+    signs = torch.tensor([1024.0, -1024.0]).reshape(2, 1, 1).expand(2, 1, 6)
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        mark, rest = unmarked(torch.cat([signs, prompt], dim=1).to(kind))
+        assert torch.equal(mark, signs.to(kind))  # pyright: ignore[reportArgumentType]
+        assert torch.equal(rest, prompt.to(kind))  # pyright: ignore[reportArgumentType]
+    almost = torch.cat([signs, prompt], dim=1)
+    almost[1, 0, 3] = 3.0
+    for plain in (prompt, almost, signs, None):
+        found, rest = unmarked(plain)
+        assert found is None
+        assert rest is plain

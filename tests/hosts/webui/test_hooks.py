@@ -148,6 +148,26 @@ def test_tokens_are_appended_by_position_and_by_name() -> None:
         assert torch.equal(by_place, by_name)
 
 
+def test_another_extension_s_mark_stays_before_the_prompt_and_controls_do_not_see_it() -> None:
+    model, (x, t, context) = stand_in.model(), call()
+    unet, seen = model.model.diffusion_model, list[Any]()
+    extra = torch.randn(1, 3, 6)
+
+    def look(step: Step) -> Tensor:
+        seen.append(step.prompt)
+        return extra
+
+    mark = torch.tensor([1024.0, -1024.0]).reshape(2, 1, 1).expand(2, 1, 6)
+    marked = torch.cat([mark, context], dim=1)
+    now = controlled(model, Adds(tokens=look, slots=frozenset(("tokens",))))
+    with torch.no_grad():
+        now.announce(announced(stand_in.params()))
+        got = unet(x, t, marked)
+        now.remove()
+        assert torch.equal(got, unet(x, t, torch.cat([marked, extra.expand(2, -1, -1)], dim=1)))
+    assert torch.equal(seen[0], context)
+
+
 def test_the_conditional_half_alone_whichever_way_the_halves_are_run() -> None:
     model, (x, t, context) = stand_in.model(), call()
     unet, own = model.model.diffusion_model, residuals(2)
@@ -266,6 +286,17 @@ def test_the_gradient_through_the_unet_is_that_of_its_sum() -> None:
     assert torch.allclose(
         got - plain, (-((1 - alpha) ** 0.5) * 3.0 * gradient).expand(2, -1, -1, -1), atol=1e-5
     )
+
+
+def test_a_unet_without_gradients_is_not_guided_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = stand_in.model(), call()
+    unet = model.model.diffusion_model
+    monkeypatch.setattr(unet, "forward", torch.no_grad()(unet.forward))  # as sd-webui-controlnet's
+    now = controlled(model, ck.Guidance(brighter, sees="clean", through_unet=True))
+    now.announce(announced(stand_in.params()))
+    with torch.no_grad(), pytest.raises(ck.NotApplicable, match="without gradients"):
+        unet(*given)
+    assert hooks(model) == 0
 
 
 def test_masks_beside_the_latents_are_no_latents() -> None:

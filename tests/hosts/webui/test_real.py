@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import controlkit as ck
-from tests.hosts.webui.networks import tiny_pipeline
-from tests.hosts.webui.server import Failed, Picture, Server, sent
+from tests.hosts.webui.loops import loop
+from tests.hosts.webui.server import Failed, Server, sent
 
 MAP = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 PHOTO = np.kron(np.random.default_rng(1).integers(0, 255, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -33,29 +33,6 @@ def unit(model: str = A, image: Any = MAP, **more: Any) -> dict[str, Any]:
 def module(webui: Server, model: str) -> Any:
     folder, _, file = model.partition("/")
     return ck.load(webui.base / "models" / "ControlNet" / folder, weight_name=file)
-
-
-def loop(webui: Server, made: Picture, *controls: Any, cfg: float = 2.0) -> Tensor:
-    """Euler's method with classifier-free guidance, from what the probe wrote of a picture."""
-    from diffusers import EulerDiscreteScheduler
-
-    pipeline: Any = tiny_pipeline(webui.base)
-    unet = pipeline.unet
-    levels = [float(level[0]) for level in made.all("sigma")]
-    schedule = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace"
-    )
-    schedule.set_timesteps(len(levels))
-    tokens = torch.cat([made.all("cond")[0], made.all("uncond")[0]])
-    x = made.all("x")[0] * levels[0]
-    options: Any = {"scheduler": schedule, "branches": ("cond", "uncond")}
-    with torch.no_grad(), ck.attach(pipeline, *controls, **options) if controls else torch.no_grad():
-        for place, (level, after) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
-            time = schedule.timesteps[place]
-            rows = torch.cat([x, x]) / (level**2 + 1) ** 0.5
-            cond, uncond = unet(rows, time, tokens, return_dict=False)[0].chunk(2)
-            x = x + (uncond + cfg * (cond - uncond)) * (after - level)
-    return x
 
 
 CASES: dict[str, tuple[list[dict[str, Any]], Any]] = {
@@ -167,6 +144,7 @@ def test_outside_its_window_nothing_runs(webui: Server) -> None:
 def test_halves_that_are_run_apart_get_the_same(webui: Server) -> None:
     together = webui.make(unit(control_mode=2), guided())
     halves = webui.make(unit(control_mode=2), guided(), override_settings={"batch_cond_uncond": False})
+    webui.post("/sdapi/v1/options", {"batch_cond_uncond": True})  # the web UI keeps it
     longer = webui.make(unit(), guided(), prompt="a house " * 90)
     assert apart(together.latents, halves.latents) < CLOSE
     assert longer.all("cond")[0].shape[1] != longer.all("uncond")[0].shape[1]
@@ -217,7 +195,7 @@ def test_fields_one_after_the_other_are_the_panels(webui: Server) -> None:
     assert torch.equal(made.latents, webui.make(unit(weight=0.7)).latents)
     scripts = webui.get("/sdapi/v1/script-info")
     ours = [script for script in scripts if script["name"] == "controlkit"]
-    assert [len(script["args"]) for script in ours] == [3 * 12 + 11] * 2, "on both tabs"
+    assert [len(script["args"]) for script in ours] == [3 * 17 + 11] * 2, "on both tabs"
 
 
 def test_the_units_are_in_the_pictures_parameters(webui: Server) -> None:

@@ -1,9 +1,10 @@
-"""Run inside the web UI's environment: write a tiny checkpoint of Stable Diffusion 1's kind.
+"""Run inside the web UI's environment: write tiny checkpoints of the kinds that it knows.
 
-    python tiny.py WEBUI_FOLDER BASE_FOLDER
+    python tiny.py WEBUI_FOLDER BASE_FOLDER [NAME ...]
 
-3 M parameters with random weights, with a config beside it (as the web UI takes it), and a tokenizer whose
-words are those of open-clip's own table, so that nothing is fetched.
+By default ``tiny`` alone, of Stable Diffusion 1's kind: 3 M parameters with random weights, with a config
+beside it (as the web UI takes it), and a tokenizer whose words are those of open-clip's own table, so that
+nothing is fetched. The others are in `KINDS`.
 """
 
 from __future__ import annotations
@@ -54,9 +55,35 @@ CLIP: dict[str, Any] = {
 }
 
 
-def config(version: Path) -> dict[str, Any]:
-    """The model's config, in the original project's form."""
-    ldm = "ldm.modules"
+KINDS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "tiny-v": {},
+    "tiny-inpaint": {"in_channels": 9},
+    "tiny-shaped": {
+        "attention_resolutions": [4, 2, 1],
+        "num_res_blocks": 2,
+        "channel_mult": [1, 2, 4, 4],
+        "num_heads": 8,
+    },
+    "tiny-xl": {
+        "attention_resolutions": [2],
+        "context_dim": 64,
+        "num_classes": "sequential",
+        "adm_in_channels": 24 + 6 * 256,
+        "use_linear_in_transformer": True,
+    },
+}
+"""What each one's U-Net has otherwise: one that predicts v, one that is given a mask and a picture, one with
+as many blocks as Stable Diffusion 1, and one of SDXL's kind, with two text encoders and sizes."""
+ARCHITECTURE = Path(__file__).parent / "probe" / "controlkit-tiny-text.json"
+"""SDXL's second text encoder, as open-clip describes it; the probe tells open-clip of it."""
+
+
+def config(version: Path, name: str = "tiny") -> dict[str, Any]:
+    """A model's config, in the original project's form."""
+    if name == "tiny-xl":
+        return config_xl(version)
+    ldm, inpaints = "ldm.modules", name == "tiny-inpaint"
     params = {
         "linear_start": 0.00085,
         "linear_end": 0.0120,
@@ -68,10 +95,10 @@ def config(version: Path) -> dict[str, Any]:
         "image_size": 64,
         "channels": 4,
         "cond_stage_trainable": False,
-        "conditioning_key": "crossattn",
+        "conditioning_key": "hybrid" if inpaints else "crossattn",
         "scale_factor": 0.18215,
         "use_ema": False,
-        "unet_config": {"target": f"{ldm}.diffusionmodules.openaimodel.UNetModel", "params": UNET},
+        "unet_config": {"target": f"{ldm}.diffusionmodules.openaimodel.UNetModel", "params": unet_of(name)},
         "first_stage_config": {
             "target": "ldm.models.autoencoder.AutoencoderKL",
             "params": {
@@ -85,7 +112,77 @@ def config(version: Path) -> dict[str, Any]:
             "params": {"version": str(version)},
         },
     }
-    return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
+    if name == "tiny-v":
+        params["parameterization"] = "v"
+    if inpaints:
+        params["finetune_keys"] = None
+    kind = "LatentInpaintDiffusion" if inpaints else "LatentDiffusion"
+    return {"model": {"target": f"ldm.models.diffusion.ddpm.{kind}", "params": params}}
+
+
+def config_xl(version: Path) -> dict[str, Any]:
+    """The same for SDXL's kind."""
+    sgm = "sgm.modules"
+    denoiser = f"{sgm}.diffusionmodules"
+    unet = {**unet_of("tiny-xl"), "transformer_depth": [1, 1], "spatial_transformer_attn_type": "softmax"}
+    del unet["image_size"]
+    sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+    texts = [
+        (
+            f"{sgm}.encoders.modules.FrozenCLIPEmbedder",
+            {"version": str(version), "layer": "hidden", "layer_idx": 1},
+        ),
+        (
+            f"{sgm}.encoders.modules.FrozenOpenCLIPEmbedder2",
+            {
+                "arch": ARCHITECTURE.stem,
+                "version": "none",
+                "layer": "penultimate",
+                "always_return_pooled": True,
+                "legacy": False,
+            },
+        ),
+    ]
+    sized = (f"{sgm}.encoders.modules.ConcatTimestepEmbedderND", {"outdim": 256})
+    read = [*(("txt", text) for text in texts), *((size, sized) for size in sizes)]
+    params = {
+        "scale_factor": 0.13025,
+        "disable_first_stage_autocast": True,
+        "denoiser_config": {
+            "target": f"{denoiser}.denoiser.DiscreteDenoiser",
+            "params": {
+                "num_idx": 1000,
+                "weighting_config": {"target": f"{denoiser}.denoiser_weighting.EpsWeighting"},
+                "scaling_config": {"target": f"{denoiser}.denoiser_scaling.EpsScaling"},
+                "discretization_config": {"target": f"{denoiser}.discretizer.LegacyDDPMDiscretization"},
+            },
+        },
+        "network_config": {"target": f"{denoiser}.openaimodel.UNetModel", "params": unet},
+        "conditioner_config": {
+            "target": f"{sgm}.GeneralConditioner",
+            "params": {
+                "emb_models": [
+                    {"is_trainable": False, "input_key": key, "target": target, "params": given}
+                    for key, (target, given) in read
+                ]
+            },
+        },
+        "first_stage_config": {
+            "target": "sgm.models.autoencoder.AutoencoderKLInferenceWrapper",
+            "params": {
+                "embed_dim": 4,
+                "monitor": "val/rec_loss",
+                "ddconfig": DECODER,
+                "lossconfig": {"target": "torch.nn.Identity"},
+            },
+        },
+    }
+    return {"model": {"target": "sgm.models.diffusion.DiffusionEngine", "params": params}}
+
+
+def unet_of(name: str) -> dict[str, Any]:
+    """What a checkpoint's U-Net is made with."""
+    return {**UNET, **KINDS[name]}
 
 
 def tokenizer(folder: Path) -> None:
@@ -107,35 +204,52 @@ def tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
-def main(webui: str, base: str) -> None:
-    sys.path.insert(0, str(Path(webui) / "repositories" / "stable-diffusion-stability-ai"))
+def parts_of(name: str) -> dict[str, Any]:
+    """The networks of a checkpoint, by the beginning of their tensors' names."""
+    transformers = import_module("transformers")
+    unet = import_module("ldm.modules.diffusionmodules.openaimodel").UNetModel(**unet_of(name))
+    coder = import_module("ldm.models.autoencoder").AutoencoderKL(DECODER, {"target": "torch.nn.Identity"}, 4)
+    parts = {"model.diffusion_model": unet, "first_stage_model": coder}
+    clip = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP))
+    if name != "tiny-xl":
+        return {**parts, "cond_stage_model.transformer": clip}
+    library = import_module("open_clip")
+    library.add_model_config(ARCHITECTURE)
+    second = library.create_model(ARCHITECTURE.stem)
+    del second.visual
+    return {**parts, "conditioner.embedders.0.transformer": clip, "conditioner.embedders.1.model": second}
+
+
+def checkpoint(base: Path, name: str) -> None:
+    """Write one, with its config."""
     import torch
     from safetensors.torch import save_file
 
-    unet = import_module("ldm.modules.diffusionmodules.openaimodel").UNetModel(**UNET)
-    coder = import_module("ldm.models.autoencoder").AutoencoderKL(DECODER, {"target": "torch.nn.Identity"}, 4)
-    transformers = import_module("transformers")
-    clip = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP))
     generator = torch.Generator().manual_seed(0)
     state: dict[str, torch.Tensor] = {}
-    parts = {"model.diffusion_model": unet, "first_stage_model": coder, "cond_stage_model.transformer": clip}
-    for prefix, part in parts.items():
-        for name, value in part.state_dict().items():
+    for prefix, part in parts_of(name).items():
+        for key, value in part.state_dict().items():
             if not value.is_floating_point():
                 made = value
             elif value.ndim > 1:
                 made = torch.randn(value.shape, generator=generator) * 0.7 / value[0].numel() ** 0.5
             else:
                 # Not all 1 and 0: the web UI divides by the mean of what the text encoder returns.
-                level = float(name.endswith("weight"))
+                level = float(key.endswith("weight"))
                 made = level + torch.randn(value.shape, generator=generator) * 0.1
-            state[f"{prefix}.{name}"] = made.contiguous()
-    folder = Path(base) / "models" / "Stable-diffusion"
+            state[f"{prefix}.{key}"] = made.contiguous()
+    folder = base / "models" / "Stable-diffusion"
     folder.mkdir(parents=True, exist_ok=True)
-    version = Path(base) / "run" / "openai" / "clip-vit-large-patch14"
-    tokenizer(version)
-    save_file(state, folder / "tiny.safetensors")
-    (folder / "tiny.yaml").write_text(json.dumps(config(version)))  # JSON is YAML
+    save_file(state, folder / f"{name}.safetensors")
+    version = base / "run" / "openai" / "clip-vit-large-patch14"
+    (folder / f"{name}.yaml").write_text(json.dumps(config(version, name)))  # JSON is YAML
+
+
+def main(webui: str, base: str, *names: str) -> None:
+    sys.path.insert(0, str(Path(webui) / "repositories" / "stable-diffusion-stability-ai"))
+    tokenizer(Path(base) / "run" / "openai" / "clip-vit-large-patch14")
+    for name in names or ("tiny",):
+        checkpoint(Path(base), name)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Arguments: a folder to write to (empty: nothing), and the number of the U-Net's 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,42 @@ from safetensors.torch import save_file
 scripts: Any = importlib.import_module("modules.scripts")
 callbacks: Any = importlib.import_module("modules.script_callbacks")
 shared: Any = importlib.import_module("modules.shared")
+TEXT = "controlkit-tiny-text.json"
 kept: dict[str, list[torch.Tensor]] = {}
 calls: list[Any] = []
 
 
 def keep(name: str, value: Any) -> None:
+    if isinstance(value, dict):  # SDXL's tokens, and what it knows beside them
+        keep(name, value["crossattn"])
+        name, value = f"{name}_vector", value["vector"]
     kept.setdefault(name, []).append(value.detach().float().cpu().clone().contiguous())
 
 
 def unet() -> Any:
-    return shared.sd_model.model.diffusion_model
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    return shared.sd_model.model.diffusion_model if forge is None else forge.unet.model.diffusion_model
+
+
+def prepare() -> None:
+    """What tiny checkpoints need: a text encoder that open-clip knows, and ControlNets of their width."""
+    if importlib.util.find_spec("open_clip") is not None:
+        importlib.import_module("open_clip").add_model_config(Path(__file__).parents[1] / TEXT)
+    theirs = sys.modules.get("scripts.controlnet_model_guess")
+    if theirs is not None:
+        theirs.controlnet_default_config["model_channels"] = 32  # sd-webui-controlnet takes them to be 320
+
+
+def patches() -> dict[str, int]:
+    """What is on Forge's model that was not there when it was loaded."""
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    if forge is None:
+        return {}
+    options = dict(forge.unet.model_options)
+    options |= {f"transformer {name}": value for name, value in options.pop("transformer_options").items()}
+    found = {name: 1 for name, value in options.items() if value}
+    controls = len(forge.unet.list_controlnets())
+    return {**found, "controls": controls} if controls else found
 
 
 class Probe(scripts.Script):
@@ -64,9 +92,16 @@ class Probe(scripts.Script):
 
 
 def denoising(params: Any) -> None:
+    keep("x_in", params.x[:1])
+    if params.image_cond is not None:
+        keep("beside", params.image_cond[:1])
     keep("sigma", params.sigma)
     keep("cond", params.text_cond)
     keep("uncond", params.text_uncond)
+
+
+def guided(params: Any) -> None:
+    keep("denoised", params.x)
 
 
 def started(_demo: Any, app: Any) -> None:
@@ -78,10 +113,16 @@ def started(_demo: Any, app: Any) -> None:
             for kind in names
             if getattr(module, kind)
         }
-        return {**found, "forward": sum("forward" in vars(module) for module in unet().modules())}
+        return {
+            **found,
+            **patches(),
+            "forward": sum("forward" in vars(module) for module in unet().modules()),
+        }
 
     app.add_api_route("/controlkit-probe/hooks", hooks, methods=["GET"])
+    prepare()
 
 
 callbacks.on_cfg_denoiser(denoising)
+callbacks.on_cfg_after_cfg(guided)
 callbacks.on_app_started(started)
