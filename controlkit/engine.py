@@ -47,6 +47,7 @@ from controlkit.residuals import (
     dtype_name,
     extend,
     from_noise_shift,
+    pad,
     pad_others,
     rms,
     rows_of,
@@ -240,8 +241,9 @@ class Session:
         if not a.active.tokens_cond_only:
             return extend(a.name, step, _call(a.name, step, function, step) * scale)
         wanted = conditional(step.branches)
-        if not wanted:
-            return step.tokens
+        if not wanted:  # the halves are run apart: this one grows as the conditional one does
+            instead = dataclasses.replace(select(step, step.branches[:1]), branches=("cond",))
+            return pad(step, _call(a.name, step, function, instead).shape[1])
         part = select(step, wanted)
         longer = extend(a.name, part, _call(a.name, step, function, part) * scale)
         return longer if wanted == step.branches else pad_others(step, wanted, longer)

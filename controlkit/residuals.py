@@ -123,23 +123,29 @@ def extend(name: str, step: Step, extra: Tensor) -> Tensor:
     return torch.cat([step.tokens, extra], dim=1)
 
 
-def pad_others(step: Step, wanted: tuple[Branch, ...], longer: Tensor) -> Tensor:
-    """Tokens of all rows, of which some branches' were extended, brought to one length.
+def pad(step: Step, count: int) -> Tensor:
+    """Tokens of all rows, each with the last ``count`` of its own prompt once more.
 
-    Each other row gets the last tokens of its own prompt once more. What an earlier control added the same
-    way is counted, so that two controls that add n and m tokens pad with the last n + m, as the original
-    does (TencentARC/T2I-Adapter@16bba674 `ldm/models/diffusion/ddim.py`, `p_sample_ddim`; attention does
-    not depend on their order). A prompt that is shorter than that is gone through again.
+    What an earlier control added the same way is counted, so that two controls that add n and m tokens pad
+    with the last n + m, as the original does (TencentARC/T2I-Adapter@16bba674
+    `ldm/models/diffusion/ddim.py`, `p_sample_ddim`; attention does not depend on their order). A prompt that
+    is shorter than that is gone through again.
+    """
+    tokens, prompt = cast(Tensor, step.tokens), cast(Tensor, step.prompt)
+    length, before = prompt.shape[1], tokens.shape[1] - prompt.shape[1]
+    places = [length - 1 - (before + i) % length for i in range(count)]
+    return torch.cat([tokens, prompt[:, places[::-1]]], dim=1)
+
+
+def pad_others(step: Step, wanted: tuple[Branch, ...], longer: Tensor) -> Tensor:
+    """Tokens of all rows, of which some branches' were extended, brought to one length by `pad`.
 
     Args:
         step: All rows, before.
         wanted: The branches that were extended.
         longer: (their rows, n, dim), their tokens after.
     """
-    tokens, prompt = cast(Tensor, step.tokens), cast(Tensor, step.prompt)
-    length, before = prompt.shape[1], tokens.shape[1] - prompt.shape[1]
-    places = [length - 1 - (before + i) % length for i in range(longer.shape[1] - tokens.shape[1])]
-    padded = torch.cat([tokens, prompt[:, places[::-1]]], dim=1)
+    padded = pad(step, longer.shape[1] - cast(Tensor, step.tokens).shape[1])
     extended = iter(longer.chunk(len(wanted)))
     parts = zip(step.branches, padded.chunk(len(step.branches)), strict=True)
     return torch.cat([next(extended) if branch in wanted else part for branch, part in parts])

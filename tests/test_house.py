@@ -102,7 +102,11 @@ def test_links_and_guards(name: str) -> None:
 
 def test_weights_and_marker_are_package_data() -> None:
     data = PYPROJECT["tool"]["setuptools"]["package-data"]
-    assert data == {"controlkit": ["py.typed"], "controlkit.embedded": ["models/**/*"]}
+    assert data == {
+        "controlkit": ["py.typed"],
+        "controlkit.embedded": ["models/**/*"],
+        "controlkit.ui": ["*.js"],
+    }
     assert (ROOT / "controlkit" / "py.typed").is_file()
 
 

@@ -174,6 +174,18 @@ def test_the_unconditional_half_gets_its_own_last_tokens_once_more(scale: float)
     assert torch.equal(turned.flip(0), expected)
 
 
+@pytest.mark.parametrize("order", [("uncond", "cond"), ("cond", "uncond")], ids="-".join)
+def test_halves_that_are_run_apart_have_the_length_of_halves_run_together(order: Any) -> None:
+    unet, prompt, clip_tokens = tiny.unet(), draw(2, PROMPT, 768), draw(1, 5, 24)
+    controls = style().on(clip_tokens, scale=0.7), style(1, num_token=2).on(clip_tokens)
+    together = predict(unet, prompt, *controls, branches=order)
+    apart = [
+        predict(unet, half, *controls, branches=(branch,))
+        for half, branch in zip(prompt.chunk(2), order, strict=True)
+    ]
+    golden_cases.assert_equal(torch.cat(apart), together)
+
+
 def test_two_styles_pad_with_as_many_tokens_as_both_have() -> None:
     unet, prompt, clip_tokens = tiny.unet(), draw(2, PROMPT, 768), draw(1, 5, 24)
     first, second = style(), style(1, num_token=2)
