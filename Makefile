@@ -32,9 +32,11 @@ demo: $(STAMP)  ## draw the contact sheet with the embedded models
 	$(BIN)/controlkit demo
 
 test: $(STAMP)  ## the quick tests
+	@tools/browser.sh
 	@$(PYTEST)
 
 test-all: $(STAMP)  ## every test, the slow ones too
+	@tools/browser.sh
 	@$(PYTEST) --runslow
 
 check: $(STAMP)  ## what a change must pass: format, lint, types, quick tests
