@@ -5,6 +5,8 @@ at its version, so that nothing of the host's is moved; where that leaves no way
 """
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,16 @@ from pathlib import Path
 NEEDED = {"safetensors": "safetensors", "PIL": "pillow", "numpy": "numpy", "cv2": "opencv-python-headless"}
 """Modules, and the package of each. OpenCV has several packages, and any will do: the module counts."""
 
+VERSION = re.compile(
+    r"v?(\d+!)?\d+(\.\d+)*"
+    r"([-_.]?(a|b|c|rc|alpha|beta|pre|preview)[-_.]?\d*)?"
+    r"(-\d+|[-_.]?(post|rev|r)[-_.]?\d*)?"
+    r"([-_.]?dev[-_.]?\d*)?"
+    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?",
+    re.IGNORECASE,
+)
+"""What pip reads as a version. Very old packages may have others, over which it would stop."""
+
 
 def missing() -> list[str]:
     """Packages whose module is not there."""
@@ -21,9 +33,13 @@ def missing() -> list[str]:
 
 
 def held() -> str:
-    """Everything that is installed, as constraints."""
-    pairs = {(d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"]}
-    return "".join(f"{name}=={version}\n" for name, version in sorted(pairs) if "+" not in version)
+    """Everything that is installed, as constraints; of a package that is there twice, the one in use."""
+    found: dict[str, str] = {}
+    for installed in distributions():
+        name, version = installed.metadata["Name"], installed.version
+        if name and version and VERSION.fullmatch(version):
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
 def main() -> int:
@@ -34,8 +50,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "held.txt"
         constraints.write_text(held(), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--constraint", str(constraints), *wanted]
-        done = subprocess.run(command, check=False)
+        command = [sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        if os.environ.get("INDEX_URL"):  # how AUTOMATIC1111's web UI is told of another one
+            command += ["--index-url", os.environ["INDEX_URL"]]
+        done = subprocess.run([*command, "--constraint", str(constraints), *wanted], check=False)
     if done.returncode:
         print(f"ControlKit: could not install {', '.join(wanted)} beside what is there; nothing was changed")
     return done.returncode

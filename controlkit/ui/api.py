@@ -140,7 +140,7 @@ def _jobs(app: FastAPI, service: Service) -> None:
     def result(name: str) -> Any:
         """A picture: a PNG that carries its recipe."""
         content = service.places.result(name).read_bytes()
-        return Plainly(content, media_type="image/png")
+        return Plainly(content, media_type="image/png", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/api/results/{name}/recipe", tags=["results"])
     def result_recipe(name: str) -> Any:

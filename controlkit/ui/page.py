@@ -22,6 +22,12 @@ from controlkit.ui.starting import start_panel
 BEAT = 0.1
 """Seconds between two looks at a job."""
 
+SESSIONS = 32
+"""Visits that Gradio remembers, the last ones used: by itself it keeps 10,000, of about a megabyte each."""
+
+SHOWN = 3, 1
+"""Controls and guidance functions that a fresh page shows; more are a press of a button away."""
+
 _MAIN = 10
 """Fields of `Page` before ``rest``."""
 
@@ -46,7 +52,7 @@ def values_of(page: Page, service: Service, ticks: int) -> list[Any]:
         values += [getattr(unit, each.name) for each in dataclasses.fields(Unit)]
     for guide in page.guides:
         values += [getattr(guide, each.name) for each in dataclasses.fields(Guide)]
-    values.append(widgets.drawing(page.start.image, page.start.mask, veil=True))
+    values.append(widgets.drawing(page.start.image, page.start.mask))
     values.append(gr.skip() if page.start.image is None else gr.update(open=True))
     for unit in page.units:
         values += [widgets.drawing(unit.image, unit.mask), ticks]
@@ -164,26 +170,49 @@ def _settings(service: Service) -> tuple[list[Any], list[Panel]]:
     rest = gr.State({})
     frame = [model, width, height]
     panels = [start_panel(service, frame)]
-    with gr.Tabs(elem_id="units"):
+    uses: list[Any] = []
+    pages: list[Any] = []
+    with gr.Tabs(elem_id="units") as tabs:
         for number in range(1, UNITS + 1):
-            with gr.Tab(f"Control {number}", id=f"unit{number}") as tab:
+            with gr.Tab(f"Control {number}", id=f"unit{number}", visible=number <= SHOWN[0]) as tab:
                 panels.append(unit_panel(number, service, frame))
-            _marked(tab, f"Control {number}", panels[-1].values[0])
+            pages.append(tab)
+            uses.append(_marked(tab, f"Control {number}", panels[-1].values[0]))
         for number in range(1, GUIDES + 1):
-            with gr.Tab(f"Guidance {number}", id=f"guide{number}") as tab:
+            with gr.Tab(f"Guidance {number}", id=f"guide{number}", visible=number <= SHOWN[1]) as tab:
                 panels.append(guide_panel(number))
-            _marked(tab, f"Guidance {number}", panels[-1].values[0])
+            pages.append(tab)
+            uses.append(_marked(tab, f"Guidance {number}", panels[-1].values[0]))
+    with gr.Row():
+        small = {"size": "sm", "min_width": 120}
+        _more(gr.Button("Another control", elem_id="more-unit", **small), tabs, pages[:UNITS], uses[:UNITS])
+        _more(gr.Button("Another guidance", elem_id="more-guide", **small), tabs, pages[UNITS:], uses[UNITS:])
     main = [prompt, negative, model, scheduler, steps, seed, width, height, guidance, images, rest]
     return main, panels
 
 
-def _marked(tab: Any, name: str, use: Any) -> None:
-    """Mark the tab of what is in use."""
+def _marked(tab: Any, name: str, use: Any) -> Any:
+    """Mark and show the tab of what is in use; returns the box that says so."""
 
     def label(used: bool) -> Any:
-        return gr.Tab(label=f"{name} ●" if used else name)
+        return gr.Tab(label=f"{name} ●", visible=True) if used else gr.Tab(label=name)
 
     use.change(label, use, tab, show_progress="hidden", api_visibility="private")
+    return use
+
+
+def _more(button: Any, tabs: Any, pages: list[Any], uses: list[Any]) -> None:
+    """Let a button show the next tab, after the last that is shown or in use."""
+    count = gr.State(sum(page.visible for page in pages))
+
+    def show(shown: int, *used: bool) -> list[Any]:
+        last = max([shown, *(number for number, one in enumerate(used, 1) if one)])
+        last = min(last + 1, len(pages))
+        seen = [gr.Tab(visible=True) if number <= last else gr.skip() for number in range(1, len(pages) + 1)]
+        return [last, gr.Tabs(selected=pages[last - 1].id), *seen]
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    button.click(show, [count, *uses], [count, tabs, *pages], **quiet)
 
 
 def _results(service: Service) -> dict[str, Any]:
@@ -322,9 +351,11 @@ def mount(app: Any, service: Service) -> Any:
         service: What the server can do.
     """
     _close_the_network()
-    return gr.mount_gradio_app(
+    blocks = build(service)
+    blocks.state_session_capacity = SESSIONS
+    mounted: Any = gr.mount_gradio_app(
         app,
-        build(service),
+        blocks,
         path="/",
         server_name="127.0.0.1",
         footer_links=[],
@@ -339,6 +370,9 @@ def mount(app: Any, service: Service) -> Any:
         head=style.HEAD,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    queue: Any = blocks._queue  # pyright: ignore[reportPrivateUsage]
+    queue.pending_messages_per_session.max_size = SESSIONS  # of pages that went away before reading them
+    return mounted
 
 
 def _close_the_network() -> None:

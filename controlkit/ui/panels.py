@@ -60,7 +60,7 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
             interactive=False,
             height=220,
             elem_id=f"{key}-seen",
-            elem_classes="ck-seen",
+            elem_classes=["ck-seen", "ck-picture"],
             buttons=["fullscreen", "download"],
         )
     doubt = gr.Markdown(elem_id=f"{key}-doubt", elem_classes="ck-doubt")

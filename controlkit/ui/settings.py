@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-UNITS = 4
-"""Controls on the page."""
-GUIDES = 2
-"""Guidance functions on the page."""
+UNITS = 8
+"""Controls that the page has room for."""
+GUIDES = 4
+"""Guidance functions that the page has room for."""
 NO_DETECTOR = "none: it is a map"
 NO_SCHEDULER = "the model's own"
 

@@ -30,7 +30,7 @@ def start_panel(service: Service, frame: list[Any]) -> Panel:
             with gr.Column(min_width=280):
                 image = widgets.picture("Picture", "start-image", 320)
             with gr.Column(min_width=280):
-                brush = widgets.region("Paint here", "start-mask", veil=True)
+                brush = widgets.region("Paint here", "start-mask")
         said = gr.Markdown(NOTHING, elem_id="start-said", elem_classes="ck-hint")
         with gr.Row():
             last = gr.Button("The last picture", size="sm", elem_id="start-last", min_width=120)
@@ -73,7 +73,7 @@ def start_panel(service: Service, frame: list[Any]) -> Panel:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def fresh(picture: Any) -> tuple[Any, None]:
-        return widgets.drawing(picture, None, veil=True), None
+        return widgets.drawing(picture, None), None
 
     image.input(fresh, image, [brush, mask], **quiet)
     clear.click(fresh, image, [brush, mask], **quiet)

@@ -32,12 +32,14 @@ CSS = """
 .ck-grid img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:6px;display:block}
 .ck-grid a{color:inherit;text-decoration:none}.ck-grid small{display:block;font-size:.72rem;opacity:.8}
 .ck-again{font-size:.72rem!important;font-weight:400!important;padding:3px 0!important;min-height:28px;
- color:var(--link-text-color)!important;text-align:left;background:none!important;border:none!important;cursor:pointer}
+ width:100%;color:var(--link-text-color)!important;background:none!important;border:none!important;cursor:pointer}
 .ck-score{font-size:.82rem;opacity:.85}
 .ck-sheet,.ck-stage .ck-sheet img{width:100%;max-width:100%}
 .ck-hint p{margin:0;font-size:.8rem;opacity:.7}
 .ck-doubt p{margin:0;font-size:.88rem}
 .ck-seen img{image-rendering:pixelated}
+.ck-picture .image-frame{padding-top:30px;box-sizing:border-box}
+.ck-picture .image-frame img{object-fit:contain!important;width:100%!important;height:100%!important}
 .ck-curve{max-width:480px}.ck-curve svg{width:100%;display:block;touch-action:pan-y;user-select:none}
 .ck-curve text{font-size:10px;fill:currentColor;opacity:.65}
 .ck-axis line{stroke:currentColor;opacity:.18;stroke-width:1}
@@ -82,7 +84,8 @@ AGAIN = """<script>document.addEventListener('click', event => {
  const name = event.target.closest?.('.ck-again')?.dataset.name
  const field = document.querySelector('#again textarea, #again input')
  if (!name || !field) return
- Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value').set.call(field, `${name}|${Date.now()}`)
+ const told = `${name}|${Date.now()}`
+ Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value').set.call(field, told)
  field.dispatchEvent(new Event('input', {bubbles: true}))
 })</script>"""
 """Hands the name of a picture in the gallery to the page, which takes its settings."""

@@ -39,6 +39,7 @@ def picture(label: str, name: str, height: int = 220) -> Any:
         sources=["upload", "webcam", "clipboard"],
         height=height,
         elem_id=name,
+        elem_classes="ck-picture",
     )
     made.preprocess = lambda payload: None if payload is None else opened(payload.path)
     return made
@@ -61,13 +62,13 @@ def opened(value: Any) -> Image.Image | None:
     return found
 
 
-def region(label: str, name: str, veil: bool = False) -> Any:
-    """A picture to paint on. Its value is what was painted: white on black (mode L), or None for nothing.
+def region(label: str, name: str) -> Any:
+    """A picture to paint on, so that it shows through. Its value is what was painted, white on black (mode
+    L), or None for nothing.
 
     Args:
         label: What it says.
         name: Its id.
-        veil: Paint so that the picture shows through; what is painted is white all the same.
     """
     made: Any = gr.ImageEditor(
         label=label,
@@ -77,9 +78,7 @@ def region(label: str, name: str, veil: bool = False) -> Any:
         sources=(),
         transforms=(),
         layers=False,
-        brush=gr.Brush(
-            colors=["rgba(255, 45, 85, 0.6)" if veil else "#ff2d55"], color_mode="fixed", default_size=24
-        ),
+        brush=gr.Brush(colors=["rgba(255, 45, 85, 0.6)"], color_mode="fixed", default_size=24),
         height=320,
         elem_id=name,
     )
@@ -93,7 +92,7 @@ def region(label: str, name: str, veil: bool = False) -> Any:
         for old in list(storage)[:-KEPT]:
             storage.pop(old, None)
         found = union([layer for layer in layers if layer is not None])
-        return found.point(_WHITE) if veil and found is not None else found
+        return None if found is None else found.point(_WHITE)
 
     made.preprocess = painted
     return made
@@ -130,9 +129,7 @@ def curve(key: str) -> Any:
     )
 
 
-def drawing(
-    background: Image.Image | None, mask: Image.Image | None, veil: bool = False
-) -> dict[str, Any] | None:
+def drawing(background: Image.Image | None, mask: Image.Image | None) -> dict[str, Any] | None:
     """What `region` shows: a picture, and what is painted on it."""
     if background is None:
         return None
@@ -140,7 +137,7 @@ def drawing(
     if mask is not None:
         layer = Image.new("RGBA", ground.size, (255, 45, 85, 255))
         alpha = mask.convert("L").resize(ground.size)
-        layer.putalpha(alpha.point([round(0.6 * value) for value in range(256)]) if veil else alpha)
+        layer.putalpha(alpha.point([round(0.6 * value) for value in range(256)]))
         layers.append(layer)
     composite = ground.convert("RGBA")
     for layer in layers:

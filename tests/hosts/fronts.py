@@ -1,7 +1,8 @@
 """One settings file in four fronts: what each makes of it, as the noise that it predicts at each step.
 
-The file is a recipe on the tiny checkpoint of `tests.hosts.webui.tiny`. Python and the page read it as it is;
-for the web UI and ComfyUI, which have their own fields, what it says is put into these.
+The file is a recipe on the tiny checkpoint of `tests.hosts.webui.tiny`, or for Forge, which takes none so
+small, on that of `tests.hosts.forge.slim`. Python and the page read it as it is; for the web UIs and ComfyUI,
+which have their own fields, what it says is put into these.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from tests.hosts.webui.tiny import CLIP
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def settings(base: Path, *, seed: int = 3) -> Path:
+def settings(base: Path, model: str = "tiny", *, seed: int = 3) -> Path:
     """Write the settings: two controls of two kinds, with windows, a mode, a mask and scales.
 
     Args:
-        base: Folder of the tiny checkpoint.
+        base: Folder of the checkpoint.
+        model: Its name.
         seed: Of the noise.
     """
     draw = np.random.default_rng(seed)
@@ -43,7 +45,7 @@ def settings(base: Path, *, seed: int = 3) -> Path:
     half = np.zeros((64, 64), np.uint8)
     half[:, 32:] = 255
     recipe = {
-        "model": {"source": "file:tiny"},
+        "model": {"source": f"file:{model}"},
         "prompt": "a red brick house",
         "negative_prompt": "trees",
         "seed": seed,
@@ -64,7 +66,7 @@ def settings(base: Path, *, seed: int = 3) -> Path:
             {
                 "module": "file:ControlNet/adapter",
                 "image": {"data": encode(maps[1])},
-                "scale": 0.5,
+                "scale": 1.2,
                 "start": 0.25,
             },
         ],
@@ -76,24 +78,44 @@ def settings(base: Path, *, seed: int = 3) -> Path:
 
 def models(base: Path) -> None:
     """The tiny checkpoint as a folder in diffusers' layout, with its text encoder, and controls for it."""
+    write(base)
+    tokenizer = base / "run" / "openai" / "clip-vit-large-patch14"
+    _save(base, "tiny", tiny_pipeline(base), {k: v for k, v in CLIP.items() if k != "model_type"}, tokenizer)
+
+
+def forge_models(base: Path, checkout: Path) -> None:
+    """The same for Forge's slim checkpoint.
+
+    Args:
+        base: Folder of the checkpoint.
+        checkout: Forge, which has that model's tokenizer and configs.
+    """
+    from tests.hosts.forge import networks
+
+    networks.write(base)
+    known = checkout / "backend" / "huggingface" / "runwayml" / "stable-diffusion-v1-5"
+    text = json.loads((known / "text_encoder" / "config.json").read_text())
+    pipe = networks.slim_pipeline(base)
+    _save(base, "slim", pipe, {k: v for k, v in text.items() if k != "model_type"}, known / "tokenizer")
+
+
+def _save(base: Path, name: str, bare: Any, text: dict[str, Any], tokenizer: Path) -> None:
+    """A pipeline without a text encoder, with that of its checkpoint."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    write(base)
-    bare = tiny_pipeline(base)
-    state = load_file(base / "models" / "Stable-diffusion" / "tiny.safetensors")
+    state = load_file(base / "models" / "Stable-diffusion" / f"{name}.safetensors")
     prefix = "cond_stage_model.transformer."
-    wanted = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    encoder: Any = CLIPTextModel(CLIPTextConfig(**{k: v for k, v in CLIP.items() if k != "model_type"}))
-    own = encoder.state_dict()
-    if not any(name.startswith("text_model.") for name in own):
-        wanted = {name.removeprefix("text_model."): value for name, value in wanted.items()}
-    encoder.load_state_dict({name: value for name, value in wanted.items() if "position_ids" not in name})
+    wanted = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    encoder: Any = CLIPTextModel(CLIPTextConfig(**text))
+    if not any(key.startswith("text_model.") for key in encoder.state_dict()):  # transformers 5 names them so
+        wanted = {key.removeprefix("text_model."): value for key, value in wanted.items()}
+    encoder.load_state_dict({key: value for key, value in wanted.items() if "position_ids" not in key})
     pipe = StableDiffusionPipeline(
         vae=bare.vae,
         unet=bare.unet,
         text_encoder=encoder.eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "run" / "openai" / "clip-vit-large-patch14"),
+        tokenizer=CLIPTokenizer.from_pretrained(tokenizer),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
         ),
@@ -101,7 +123,7 @@ def models(base: Path) -> None:
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    pipe.save_pretrained(base / "models" / "tiny")
+    pipe.save_pretrained(base / "models" / name)
 
 
 @contextmanager
@@ -128,7 +150,8 @@ def by_python(file: Path, *, bare: bool = False) -> list[Tensor]:
     import diffusers
 
     said = json.loads(file.read_text())
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(file.parent / "models" / "tiny")
+    folder = file.parent / "models"
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(folder / named(said["model"]["source"]))
     pipe.set_progress_bar_config(disable=True)
     wanted = said["scheduler"]
     pipe.scheduler = getattr(diffusers, wanted["name"]).from_config(
@@ -139,7 +162,7 @@ def by_python(file: Path, *, bare: bool = False) -> list[Tensor]:
         given = {name: part[name] for name in ("scale", "start", "end", "mode") if name in part}
         if "mask" in part:
             given["mask"] = np.asarray(picture(part["mask"])) / 255
-        module = ck.load(file.parent / "models" / part["module"].removeprefix("file:"))
+        module = ck.load(folder / named(part["module"]))
         controls.append(module.on(picture(part["image"]), **given))
     noise = torch.Generator().manual_seed(said["seed"])
     with recorded() as kept, ck.attach(pipe, *controls):
@@ -173,7 +196,7 @@ def by_page(file: Path) -> list[Tensor]:
 
 
 def by_webui(webui: WebUI, file: Path) -> list[Tensor]:
-    """The web UI's API, with the file's controls as units."""
+    """The web UI's API (Forge's is the same), with the file's controls as units."""
     said = json.loads(file.read_text())
     units = []
     for part in said["controls"]:
@@ -186,9 +209,8 @@ def by_webui(webui: WebUI, file: Path) -> list[Tensor]:
         unit["mode"] = part.get("mode", "balanced")
         units.append(unit | ({"mask": part["mask"]["data"]} if "mask" in part else {}))
     names = ("prompt", "negative_prompt", "seed", "steps", "width", "height")
-    made = webui.make(*units, cfg_scale=said["guidance_scale"], **{name: said[name] for name in names})
-    steps = zip(made.all("x_in"), made.all("denoised"), made.all("sigma"), strict=True)
-    return [(x - clean) / sigma[0] for x, clean, sigma in steps]
+    webui.make(*units, cfg_scale=said["guidance_scale"], **{name: said[name] for name in names})
+    return guided(webui.base / "predictions.safetensors", said["guidance_scale"])
 
 
 def by_comfy(comfy: Comfy, file: Path) -> list[Tensor]:
@@ -197,7 +219,8 @@ def by_comfy(comfy: Comfy, file: Path) -> list[Tensor]:
 
     said = json.loads(file.read_text())
     folder = file.parent / "models"
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(folder / "tiny")
+    name = named(said["model"]["source"])
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(folder / name)
     cond, uncond = pipe.encode_prompt(said["prompt"], "cpu", 1, True, negative_prompt=said["negative_prompt"])
     save_file(
         {"cond": cond.contiguous(), "uncond": uncond.contiguous()}, file.with_name("tokens.safetensors")
@@ -209,7 +232,7 @@ def by_comfy(comfy: Comfy, file: Path) -> list[Tensor]:
     times = ", ".join(str(int(t)) for t in schedule.timesteps)
     out = file.with_name("comfy-steps.safetensors")
     prompt = {
-        "e": node("TestTinyModel", file=str(folder / "Stable-diffusion" / "tiny.safetensors")),
+        "e": node("TestTinyModel", file=str(folder / "Stable-diffusion" / f"{name}.safetensors")),
         "record": node("TestRecord", model=["e", 0], file=str(out)),
         "p": node("TestFileTokens", file=str(file.with_name("tokens.safetensors")), name="cond"),
         "n": node("TestFileTokens", file=str(file.with_name("tokens.safetensors")), name="uncond"),
@@ -259,7 +282,18 @@ def by_comfy(comfy: Comfy, file: Path) -> list[Tensor]:
     )
     prompt["latents"] = node("SaveLatent", samples=["k", 0], filename_prefix="four")
     comfy.run(prompt)
-    return [step for _, step in sorted(load_file(out).items())]
+    return guided(out, said["guidance_scale"])
+
+
+def guided(file: Path, scale: float) -> list[Tensor]:
+    """Classifier-free guidance of what a host's U-Net predicted at each step, conditional rows first."""
+    halves = [step.chunk(2) for _, step in sorted(load_file(file).items())]
+    return [uncond + scale * (cond - uncond) for cond, uncond in halves]
+
+
+def named(source: str) -> str:
+    """A file or folder of the recipe's, within the folder of models."""
+    return source.removeprefix("file:")
 
 
 def picture(part: dict[str, str]) -> Image.Image:

@@ -33,7 +33,10 @@ def test_every_name_stands_for_a_detector_that_there_is_and_options_that_it_has(
 def test_every_slider_is_an_option_with_a_range(name: str) -> None:
     options = {option.name: option for option in KNOWN[name].options}
     for slider in SLIDERS[name]:
-        assert options[slider].low < options[slider].high
+        low, high = options[slider].low, options[slider].high
+        assert low is not None
+        assert high is not None
+        assert low < high
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -6,6 +6,7 @@ connection, look-up of a name, or program. What a web UI has loaded before us (t
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+PYTHONS = [sys.executable, *filter(None, os.environ.get("CONTROLKIT_HOST_PYTHONS", "").split(os.pathsep))]
+"""This interpreter, and others where the environment names some: with the versions that hosts have."""
 
 WATCHED = """
 import importlib, importlib.util, os, sys
@@ -80,6 +84,7 @@ for name, entries in {
 }.items():
     sys.modules[name] = ModuleType(name)
     vars(sys.modules[name]).update(entries)
+sys.modules["modules"].__path__ = []
 sys.modules["gradio"] = MagicMock()
 sys.addaudithook(forbid)
 load("preload.py", "preload").preload(MagicMock())
@@ -108,9 +113,13 @@ assert not {"diffusers", "transformers"} & set(sys.modules)
 """
 
 
+CASES = [(host, python) for host in ("comfy", "webui") for python in PYTHONS]
+CASES.append(("invoke", sys.executable))  # InvokeAI has the versions that its own tests run with
+
+
+@pytest.mark.parametrize(("host", "python"), CASES)
 @pytest.mark.parametrize("name", ["controlkit", "sd-controlkit"])
-@pytest.mark.parametrize("host", ["comfy", "invoke", "webui"])
-def test_loading_fetches_installs_and_runs_nothing(host: str, name: str, tmp_path: Path) -> None:
+def test_loading_fetches_installs_and_runs_nothing(host: str, name: str, python: str, tmp_path: Path) -> None:
     clone, elsewhere = tmp_path / "packs" / name, tmp_path / "host"
     clone.mkdir(parents=True)
     elsewhere.mkdir()
@@ -120,7 +129,7 @@ def test_loading_fetches_installs_and_runs_nothing(host: str, name: str, tmp_pat
         (clone / entry).symlink_to(ROOT / entry)
     script = {"comfy": COMFY, "invoke": INVOKE, "webui": WEBUI}[host]
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED + FORGET + script + AFTER, str(ROOT), str(clone), name],
+        [python, "-c", WATCHED + FORGET + script + AFTER, str(ROOT), str(clone), name],
         cwd=elsewhere,
         capture_output=True,
         text=True,

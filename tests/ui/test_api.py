@@ -41,6 +41,7 @@ def test_a_picture_over_http_equals_one_by_python(client: Any) -> None:
     name = job["results"][0]["name"]
     got = client.get(f"/api/results/{name}")
     assert got.headers["content-type"] == "image/png"
+    assert "private" in got.headers["cache-control"]  # names are used once: the gallery asks once
     (expected,) = ck.run(recipe())
     with Image.open(io.BytesIO(got.content)) as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))

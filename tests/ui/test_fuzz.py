@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
 import json
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import controlkit as ck
 from tests.ui.conftest import ADDRESS, recipe
 
 pytestmark = pytest.mark.slow
 
 CASES = 5_000
 """Requests made from the description, at least."""
-BENT = 2_500
+BENT = 3_000
 """Requests that are right but for a value or two."""
 
 
@@ -41,7 +43,6 @@ def test_five_thousand_requests_and_no_fault(
     guarded: Any = Guard(app, Door())
     from fastapi.testclient import TestClient
 
-    opened = _watch_files(monkeypatch, tmp_path)
     answers: Counter[int] = Counter()
     faults: list[str] = []
     operations = [found.ok() for found in described.get_all_operations()]
@@ -49,7 +50,13 @@ def test_five_thousand_requests_and_no_fault(
         found for found in operations if not found.body and not found.path_parameters and not found.query
     ]
     each = CASES * 6 // 5 // (len(operations) - len(plain))  # some are drawn twice, and asked once
-    with TestClient(guarded, base_url=ADDRESS, raise_server_exceptions=False) as client:
+    with (
+        TestClient(guarded, base_url=ADDRESS, raise_server_exceptions=False) as client,
+        _files_opened(tmp_path) as opened,
+    ):
+        (tmp_path / "secret.png").read_bytes()
+        assert opened == {str(tmp_path / "secret.png")}, "the watch itself works"
+        opened.clear()
         for operation in operations:
 
             @given(case=operation.as_strategy())
@@ -73,6 +80,7 @@ def test_five_thousand_requests_and_no_fault(
                     faults.append(f"{case.method} {case.path}: {answer.text[:300]}")
 
             ask()
+        drawn = sum(answers.values()) - answers[0]
         for attack in _attacks(tmp_path):
             answer = client.get(f"/api/results/{attack}")
             answers[answer.status_code] += 1
@@ -83,37 +91,39 @@ def test_five_thousand_requests_and_no_fault(
             assert b"canary" not in answer.content
             if answer.status_code >= 500:
                 faults.append(f"{path} {json.dumps(body)[:300]}: {answer.text[:300]}")
-    report = f"{sum(answers.values())} requests: {dict(sorted(answers.items()))}"
+    report = f"{sum(answers.values())} requests, {drawn} of them drawn: {dict(sorted(answers.items()))}"
     if folder := os.environ.get("CONTROLKIT_FUZZ_REPORT"):
         Path(folder).write_text(report + "\n" + "\n".join(faults[:40]))
     assert not faults, report + "\n" + "\n".join(faults[:10])
-    assert sum(answers.values()) - answers[0] >= CASES, report
+    assert drawn >= CASES, report
     assert not opened, f"files outside were opened: {sorted(opened)[:5]}"
     assert not service.places.pictures()
 
 
-def _watch_files(monkeypatch: pytest.MonkeyPatch, folder: Path) -> set[str]:
-    """The canaries that are opened from now on: files that no client has a right to."""
-    canaries = {"/etc/passwd", str(folder / "secret.png")}
+@contextmanager
+def _files_opened(folder: Path) -> Iterator[set[str]]:
+    """What is opened that no client has a right to: all but code, libraries, and the server's own folders.
+
+    Sees every file that Python opens, whoever asks for it (an audit hook), and leaves its hook inert.
+    """
+    code = [sys.prefix, sys.base_prefix, str(Path(ck.__file__).resolve().parents[1]), "/usr", "/proc", "/dev"]
+    own = [folder / "out", folder / "models", *map(Path, code)]
+    roots = tuple(os.path.realpath(path) + os.sep for path in own)
     (folder / "secret.png").write_bytes(b"canary")
     opened: set[str] = set()
-    original = builtins.open
+    on = True
 
-    def watched(file: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(file, str | os.PathLike) and os.path.realpath(file) in canaries:
-            opened.add(str(file))
-        return original(file, *args, **options)
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if on and event == "open" and isinstance(arguments[0], str | bytes):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            if not path.startswith(roots):
+                opened.add(path)
 
-    monkeypatch.setattr(builtins, "open", watched)
-    path_open = Path.open
-
-    def path_watched(self: Path, *args: Any, **options: Any) -> Any:
-        if os.path.realpath(self) in canaries:
-            opened.add(str(self))
-        return path_open(self, *args, **options)
-
-    monkeypatch.setattr(Path, "open", path_watched)
-    return opened
+    sys.addaudithook(watch)
+    try:
+        yield opened
+    finally:
+        on = False
 
 
 HOSTILE: list[Any] = [
@@ -131,6 +141,10 @@ def _bent() -> Iterator[tuple[str, Any]]:
     control = {**recipe()["controls"][0], "detect_options": {"sigma": 1.0}, "mask": image, "mode": "prompt"}
     guidance = {"guidance": "color", "target": "red", "options": {"mask": image}, "scale": 0.5}
     whole = recipe(controls=[control, guidance], scheduler={"name": "DDIMScheduler", "options": {"x": 1}})
+    init = {"image": image, "mask": image, "strength": 0.7, "blur": 2.0, "keep": True, "margin": None}
+    started = {**whole, "init": {**init, "resize": "crop"}}
+    part = {**recipe(controls=[]), "init": {**init, "margin": 16}}
+    grid = {"control": 0, "scales": [0.0, 0.5, 1.0], "seeds": [3, 4]}
     unit = {
         "image": image["data"],
         "module": "canny",
@@ -138,9 +152,22 @@ def _bent() -> Iterator[tuple[str, Any]]:
         "weight": 1.0,
         "mask": None,
     }
+    img2img = {
+        "prompt": "x",
+        "init_images": [image["data"]],
+        "denoising_strength": 0.7,
+        "resize_mode": 1,
+        "width": 64,
+        "height": 64,
+    }
     right = [
         ("/api/generate", whole),
+        ("/api/generate", started),
+        ("/api/generate", part),
+        ("/api/sweep", {"recipe": whole, "sweep": grid}),
+        ("/api/sweep", {"recipe": started, "sweep": {**grid, "control": 1}}),
         ("/api/python", whole),
+        ("/api/python", started),
         (
             "/api/preprocess",
             {"image": image, "detector": "canny", "options": {"sigma": 1.0}, "size": [32, 32]},
@@ -151,6 +178,19 @@ def _bent() -> Iterator[tuple[str, Any]]:
         ("/api/recipe", {"image": image}),
         ("/controlnet/detect", {"controlnet_images": [image["data"]], "controlnet_module": "canny"}),
         ("/sdapi/v1/txt2img", {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [unit]}}}),
+        ("/sdapi/v1/img2img", {**img2img, "alwayson_scripts": {"controlnet": {"args": [unit]}}}),
+        (
+            "/sdapi/v1/img2img",
+            {
+                **img2img,
+                "mask": image["data"],
+                "mask_blur": 4,
+                "inpainting_fill": 1,
+                "inpaint_full_res": True,
+                "inpaint_full_res_padding": 8,
+                "inpainting_mask_invert": 0,
+            },
+        ),
     ]
     for _ in range(BENT):
         path, body = chance.choice(right)

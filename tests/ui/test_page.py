@@ -69,7 +69,7 @@ def test_the_values_of_the_widgets_are_the_page(service: Any) -> None:
     drawn, tick = values[-2 * len(page.units)], values[-1]
     assert tick == 7
     painted = np.asarray(drawn["layers"][0].getchannel("A"))
-    assert np.array_equal(painted, np.asarray(mask()))
+    assert np.array_equal(painted, np.asarray(mask()) * 6 // 10)  # a veil: it shows through
 
 
 def test_a_painted_mask_is_what_is_drawn_anew(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_what_cannot_be_is_said_by_its_name(places: Any, page: Page, says: str |
 
 
 def test_a_recipe_with_too_many_controls_is_refused(places: Any) -> None:
-    wanted = ck.Recipe.load({"prompt": "x", "controls": [CANNY] * 5})
+    wanted = ck.Recipe.load({"prompt": "x", "controls": [CANNY] * 9})
     with pytest.raises(ck.ParameterError, match="room"):
         fields.page_of(wanted, places)
     guide = Guide(options="[1]")
@@ -191,6 +191,44 @@ def test_a_picture_is_made_and_restores_the_page(service: Any) -> None:
     code = code_of(service, page)
     assert "inputs/" in code
     assert len(list(service.places.inputs.iterdir())) == 2
+
+
+COLOUR = {"kind": "color", "target": "red", "scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("start", "guide", "images"),
+    [
+        (Start(photo(), 0.75), None, 1),
+        (Start(photo(96), 0.5, resize="crop"), Guide(use=True, **COLOUR), 1),
+        (Start(photo(), 1.0, mask(), 2.0, rest={"keep": False}), None, 1),
+        (Start(photo(100), 0.75, mask().resize((100, 100)), margin="8"), None, 1),
+        (Start(), Guide(use=True, where=mask(), rest={"every": 2}, **COLOUR), 1),
+        (Start(), Guide(use=True, kind="edges", image=photo(), start=0.2, end=0.9), 3),
+    ],
+    ids=["img2img", "img2img with guidance", "inpaint", "inpaint a part", "color there", "edges, three"],
+)
+def test_copied_python_makes_the_same_pictures_and_so_does_the_restored_page(
+    service: Any, monkeypatch: pytest.MonkeyPatch, start: Start, guide: Guide | None, images: int
+) -> None:
+    from controlkit.ui.page import code_of, generate, restored
+
+    page = Page(width=64, height=64, steps=4, images=images, seed=3, start=start)
+    page.guides[0] = guide or page.guides[0]
+    if not start.margin:  # which allows no control
+        page.units[0] = Unit(use=True, image=photo(), points="0:1, 1:0.5")
+    assert 'data-state="done"' in list(generate(service, page))[-1][0]
+    made = service.places.pictures()[::-1]
+    assert len(made) == images
+    for path in made:
+        again = restored(service, path.read_bytes())
+        assert fields.recipe_of(again, service.places).init == fields.recipe_of(page, service.places).init
+    code = code_of(service, page)
+    monkeypatch.chdir(service.places.output)
+    exec(compile(code, "copied", "exec"), {})
+    for number, path in enumerate(made):
+        copied = "again.png" if images == 1 else f"again-{number}.png"
+        assert np.array_equal(np.asarray(ck.open_image(copied)), np.asarray(ck.open_image(path)))
 
 
 def test_a_page_that_cannot_be_made_says_so(service: Any) -> None:

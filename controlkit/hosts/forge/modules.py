@@ -1,8 +1,9 @@
 """Our control files in Forge's own ControlNet panel and API: as more of its control models.
 
-Forge asks every class that it was given whether it knows a file, the first that does is taken. What Forge
-does itself (ControlNets, T2I-Adapters, Control-LoRAs, IP-Adapters) stays with it, where it recognises the
-file; what it does not know, or would take for something else, is ours.
+Forge asks every class that it was given whether it knows a file, and takes the first that does. Ours is asked
+first. What Forge does not know, or would take for something else, is ours; what Forge does itself
+(ControlNets, T2I-Adapters, Control-LoRAs, IP-Adapters) stays with it, but for such a file that it cannot read
+after all, as one for a U-Net of another shape.
 
 Source:
     The contract of ``modules_forge.supported_controlnet.ControlModelPatcher`` in Forge f2.0.1.
@@ -13,9 +14,10 @@ Source:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,12 @@ from controlkit.module import ControlModule, MapModule
 from controlkit.report import ControlRecord
 
 _Base: Any = host("modules_forge.supported_controlnet").ControlModelPatcher
+_log = logging.getLogger(__name__)
+
+_OURS = ("controlnet-union", "uni-controlnet", "style-adapter", "controlnet-difference")
+"""What Forge would take for plain ControlNets, or for nothing."""
+_THEIRS = ("controlnet", "t2i-adapter", "control-lora")
+"""What Forge does itself, where it can read the file."""
 _WEIGHTINGS = (
     *("positive_advanced_weighting", "negative_advanced_weighting"),
     *("advanced_frame_weighting", "advanced_sigma_weighting"),
@@ -48,20 +56,18 @@ class Ours(_Base):
         path: The file.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = (
-        *("controlnet-union", "uni-controlnet", "style-adapter"),
-        "controlnet-difference",
-    )
-    """What it takes before Forge is asked: Forge would take these for plain ControlNets, or for nothing."""
-
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
-    @classmethod
-    def try_build_from_state_dict(cls, state_dict: Mapping[str, Any], ckpt_path: str) -> Ours | None:
-        """What Forge calls: the model of a file, or None where the file is not for this class."""
-        return cls(Path(ckpt_path)) if kind_of(state_dict) in cls.kinds else None
+    @staticmethod
+    def try_build_from_state_dict(state_dict: Mapping[str, Any], ckpt_path: str) -> Any:
+        """What Forge calls: the model of a file, Forge's own where it has one; None where nobody knows it."""
+        kind = kind_of(state_dict)
+        if kind in _THEIRS:
+            found = _by_others(state_dict, ckpt_path)
+            return Ours(Path(ckpt_path)) if found is None else found
+        return Ours(Path(ckpt_path)) if kind in _OURS else None
 
     def process_before_every_sampling(
         self, process: Any, cond: Any, mask: Any, *_: Any, **given: Any
@@ -72,7 +78,7 @@ class Ours(_Base):
             try:
                 hold = self._held(model, cond, mask, given.get("params"))
             except Exception as error:  # Forge would report it to its console and go on
-                hold = Hold(model, Refusal(error, _nothing))
+                hold = Hold(model, Refusal(error, lambda: hold.remove()))
         hold.install()
 
     def _held(self, model: Any, cond: Any, mask: Any, params: Any) -> Hold:
@@ -98,10 +104,28 @@ class Ours(_Base):
         return hold
 
 
-class Rest(Ours):
-    """Files of the kinds that Forge does itself, of which it did not recognise this one."""
+def register() -> None:
+    """Have Forge ask us first; harmless when called again, as when its page is reloaded."""
+    shared = host("modules_forge.shared")
+    models: list[Any] = shared.supported_control_models
+    models[:] = [model for model in models if model is not Ours]
+    shared.add_supported_control_model(Ours)
+    models.insert(0, models.pop())
 
-    kinds = ("controlnet", "t2i-adapter", "control-lora")
+
+def _by_others(state: Mapping[str, Any], path: str) -> Any:
+    """What Forge, or another extension, makes of a file; None where none can."""
+    for kind in host("modules_forge.shared").supported_control_models:
+        if kind is Ours:
+            continue
+        try:
+            found = kind.try_build_from_state_dict(dict(state), path)  # which takes out what it has read
+        except Exception as error:
+            _log.info("%s cannot read %s: %s", kind.__name__, path, error)
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -167,6 +191,3 @@ def _condition(shows: str | None, known: tuple[str, ...]) -> str:
             fix=f"For a map that is ready choose '{BEFORE} map: ...' in the list of preprocessors.",
         )
     return found
-
-
-def _nothing() -> None: ...

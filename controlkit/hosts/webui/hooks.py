@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from controlkit.attention import ExtraAttentions
-from controlkit.contracts import ExtraAttention, Residuals, RunInfo, Step, Target
+from controlkit.contracts import Residuals, RunInfo, Step, Target
 from controlkit.engine import Entry, Session
 from controlkit.errors import NotApplicable
 from controlkit.hosts.attention import AttentionHooks, Place
 from controlkit.hosts.hooks import Hook
+from controlkit.hosts.rows import cut_attention, cut_residuals
 from controlkit.hosts.webui.calls import Announced, unmarked
 from controlkit.residuals import from_noise_shift, to_noise
 
@@ -71,6 +72,8 @@ class Controlled:
         self._step: tuple[Step, Session] | None = None
         self._shift: Tensor | None = None
         self._replaying = False
+        self._differentiates = False
+        self._context: Tensor | None = None
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -79,6 +82,9 @@ class Controlled:
         unet, add = self._unet, self._handles.append
         add(unet.register_forward_hook(Hook(self._after), with_kwargs=True, always_call=True))  # the first
         add(unet.register_forward_pre_hook(Hook(self._before), with_kwargs=True))
+        if any("tokens" in entry.control.slots for entry in self.entries):
+            for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+                add(block.register_forward_pre_hook(Hook(self._lengthened)))
         depth = len(self.target.skip_channels)
         for number, position in enumerate(self.target.encoder_positions):
             if position < depth:
@@ -106,6 +112,7 @@ class Controlled:
             self._handles.pop().remove()
         sessions, self._sessions = self._sessions, {}
         self._announced, self._step, self._shift, self._adding = None, None, None, Residuals()
+        self._context = None
         for session in sessions.values():
             session.close()
 
@@ -139,7 +146,7 @@ class Controlled:
             raise
 
     def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._step, self._adding, self._extra = None, Residuals(), None
+        self._step, self._adding, self._extra, self._context = None, Residuals(), None, None
         self._attention.drop()
         if self._failure is not None:
             raise self._failure
@@ -164,7 +171,7 @@ class Controlled:
         )
         session = self._session(step)
         contribution = session.before(step)
-        self._adding = _of_rows(contribution.residuals, x.shape[0])
+        self._adding = contribution.residuals
         self._step = (step, session)
         if contribution.attention is not None:
             self._extra = contribution.attention
@@ -173,11 +180,13 @@ class Controlled:
         tokens = contribution.tokens
         if tokens is prompt or tokens is None:
             return None
-        longer = tokens if mark is None else torch.cat([mark, tokens], dim=1)
+        if mark is not None:  # who marked the prompt gives it to networks of its own before it gets here
+            self._context = tokens
+            return None
         place = _AT["context"]
         if len(args) > place:
-            return (*args[:place], longer, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "context": longer}
+            return (*args[:place], tokens, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "context": tokens}
 
     def _session(self, step: Step) -> Session:
         height, width = step.latents.shape[-2:]
@@ -205,7 +214,7 @@ class Controlled:
     def _after(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self._replaying:
             return None
-        under_way, self._step = self._step, None
+        under_way, self._step, self._context = self._step, None, None
         if output is None:  # the U-Net raised, and torch goes through these very hooks: this one stays, idle
             self._take_away(keep=1)
             return None
@@ -231,7 +240,18 @@ class Controlled:
 
         return add
 
+    def _lengthened(self, _block: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A block is given features, the time, and the prompt, which other extensions may have marked."""
+        return None if self._context is None else (*args[:2], self._context, *args[3:])
+
     def _middle(self, _block: Any, _args: Any, output: Tensor) -> Tensor:
+        if self._differentiates and not torch.is_grad_enabled():
+            raise NotApplicable(
+                "guidance through the U-Net",
+                found="a U-Net that another extension runs without gradients (as sd-webui-controlnet does)",
+                expected="one that keeps them",
+                fix="Switch through_unet off, or have that extension's units be units of this one.",
+            )
         middle, features = self._adding.mid, self._adding.encoder
         if middle is not None:
             output = output + middle.to(output)
@@ -280,11 +300,12 @@ class Controlled:
 
     def _again(self, part: Step, rows: slice, given: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         """The conditional rows once more, with what the controls added to them."""
-        adding = _cut(self._adding, rows)
         x: Tensor = given["x"]
+        adding = cut_residuals(self._adding, rows, x.shape[0])
 
         def noise(latents: Tensor) -> Tensor:
             before, self._adding, self._replaying = self._adding, adding, True
+            self._differentiates = latents.requires_grad and torch.is_grad_enabled()
             try:
                 own = {
                     name: value[rows] if isinstance(value, Tensor) and value.shape[0] == x.shape[0] else value
@@ -293,66 +314,12 @@ class Controlled:
                 beside = x[rows, self.target.channels :]
                 noisy = latents.to(x.dtype)
                 own["x"] = torch.cat([noisy, beside], dim=1) if beside.shape[1] else noisy
-                self._attention.begin(_cut_attention(self._extra, rows))
+                self._attention.begin(cut_attention(self._extra, rows, x.shape[0]))
                 predicted: Tensor = self._unet(**own)
             finally:
                 self._attention.drop()
-                self._adding, self._replaying = before, False
-            if latents.requires_grad and torch.is_grad_enabled() and not predicted.requires_grad:
-                raise NotApplicable(
-                    "guidance through the U-Net",
-                    found="a U-Net that another extension runs without gradients (as sd-webui-controlnet)",
-                    expected="one that keeps them",
-                    fix="Switch through_unet off, or make the other extension's units ours.",
-                )
+                self._adding, self._replaying, self._differentiates = before, False, False
             here = dataclasses.replace(part, latents=latents)
             return to_noise(predicted[:, : self.target.channels].to(latents.dtype), here, self.target)
 
         return noise
-
-
-def _of_rows(residuals: Residuals, rows: int) -> Residuals:
-    """With one row each for every row of the call."""
-
-    def full(tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape[0] == rows else tensor.expand(rows, -1, -1, -1)
-
-    return Residuals(
-        tuple(map(full, residuals.skips)),
-        None if residuals.mid is None else full(residuals.mid),
-        tuple(map(full, residuals.encoder)),
-    )
-
-
-def _cut(residuals: Residuals, rows: slice) -> Residuals:
-    return Residuals(
-        tuple(skip[rows] for skip in residuals.skips),
-        None if residuals.mid is None else residuals.mid[rows],
-        tuple(feature[rows] for feature in residuals.encoder),
-    )
-
-
-def _cut_attention(extra: ExtraAttentions | None, rows: slice) -> ExtraAttentions | None:
-    """What some rows of a call attend to."""
-    if extra is None:
-        return None
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape[0] == 1 else tensor[rows]
-
-    def masked(mask: Callable[[int], Tensor | None]) -> Callable[[int], Tensor | None]:
-        def at(stride: int) -> Tensor | None:
-            region = mask(stride)
-            return None if region is None else cut(region)
-
-        return at
-
-    terms = [
-        dataclasses.replace(
-            term,
-            extra=ExtraAttention(tuple(map(cut, term.extra.keys)), tuple(map(cut, term.extra.values))),
-            mask=masked(term.mask),
-        )
-        for term in extra.terms
-    ]
-    return ExtraAttentions(tuple(terms), extra.target)

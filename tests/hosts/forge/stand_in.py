@@ -123,8 +123,9 @@ class Model(nn.Module):
         control: Any = None,
         **_: Any,
     ) -> Tensor:
-        given = self.predictor.calculate_input(t, x), self.predictor.timestep(t), c_crossattn
-        return x - t.view(-1, 1, 1, 1) * self.diffusion_model(*given, control, transformer_options)
+        given = self.predictor.calculate_input(t, x), self.predictor.timestep(t)
+        more = {"context": c_crossattn, "control": control, "transformer_options": transformer_options}
+        return x - t.view(-1, 1, 1, 1) * self.diffusion_model(*given, **more)
 
 
 class Patcher:

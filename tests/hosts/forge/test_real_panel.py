@@ -16,8 +16,9 @@ from PIL import Image
 from controlkit.preprocessors import detectors, preprocess
 from tests.hosts.forge.server import Server
 from tests.hosts.forge.test_real import CLEAN, CLOSE, loop
+from tests.hosts.webui.kinds import FILE
 from tests.hosts.webui.server import Failed, sent
-from tests.hosts.webui.test_real import MAP, PHOTO, A, apart, module, unit
+from tests.hosts.webui.test_real import ADAPTER, MAP, PHOTO, A, apart, module, unit
 from tests.hosts.webui.test_real_kinds import STYLE, UNI, UNION, on
 
 WHOLE = "ControlKit whole picture"
@@ -105,6 +106,10 @@ CASES: dict[str, tuple[Any, Any]] = {
         lambda f: [theirs(f, STYLE, WHOLE, PHOTO, weight=0.7)],
         lambda f: [on(f, STYLE, PHOTO, scale=0.7)],
     ),
+    "of a shape that Forge does not know": (
+        lambda f: [theirs(f, A, "None"), theirs(f, ADAPTER, "None", PHOTO, weight=0.5)],
+        lambda f: [module(f, A).on(MAP), module(f, ADAPTER).on(PHOTO, scale=0.5)],
+    ),
     "two of them": (
         lambda f: [
             theirs(f, UNI, "ControlKit map: depth"),
@@ -160,7 +165,7 @@ def test_what_does_not_go_together_ends_the_picture(
     assert forge.get("/controlkit-probe/hooks") == CLEAN
 
 
-def test_plain_files_stay_forges_own(forge: Server) -> None:
+def test_files_that_forge_reads_stay_its_own(forge: Server) -> None:
     before = len(forge.log)
-    forge.make(theirs=[theirs(forge, "adapter/diffusion_pytorch_model.safetensors", "None")])
+    forge.make(theirs=[theirs(forge, f"lora/{FILE}", "None")])
     assert "Current ControlNet ControlNetPatcher" in forge.log[before:]

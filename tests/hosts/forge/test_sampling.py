@@ -19,7 +19,7 @@ from controlkit.report import ControlRecord
 from controlkit.strength import Strength
 from tests.hosts.forge import stand_in
 from tests.hosts.forge.stand_in_unet import HEADS, UNet
-from tests.hosts.webui.test_hooks import Adds, brighter, residuals
+from tests.hosts.webui.test_hooks import SHAPES, Adds, brighter, residuals
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -166,7 +166,8 @@ def test_a_controlnet_of_someone_else_is_added_to_ours(forge: Any) -> None:
     model = stand_in.loaded()
     model.forge_objects.unet.add_patched_controlnet(stand_in.Constant(0.5))
     made, _ = by_forge(forge, adds(), guidance(through_unet=True, scale=3.0), model=model)
-    theirs = Residuals(mid=torch.full((1, 16, 4, 4), 0.5))
+    zeros = tuple(torch.zeros(1, channels, size, size) for channels, size in SHAPES)
+    theirs = Residuals(zeros, torch.full((1, 16, 4, 4), 0.5))
     both = [adds(), Adds(residuals=lambda step: theirs), guidance(through_unet=True, scale=3.0)]
     torch.testing.assert_close(made, by_hooks(*both), **CLOSE)
 

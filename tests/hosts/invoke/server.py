@@ -79,6 +79,7 @@ class Server:
 
     Attributes:
         start: What it had written when it began to answer.
+        watched: Programs and connections that our code had caused by then, one a line.
     """
 
     def __init__(self, base: Path, pack: str) -> None:
@@ -91,13 +92,14 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         (base / "invokeai.yaml").write_text(SETTINGS.format(port=port))
         self._log = (base / "log").open("w")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        watch = {"CONTROLKIT_WATCH": str(base / "watched"), "CONTROLKIT_WATCH_ROOT": str(ROOT)}
+        offline = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "tests/hosts/watch")}
         self._process = subprocess.Popen(
             [str(script()), "--root", str(base)],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=base,
-            env=environment,
+            env={**os.environ, **watch, **offline},
         )
         try:
             self._wait()
@@ -105,6 +107,7 @@ class Server:
             self.stop()
             raise
         self.start = self.log
+        self.watched = (base / "watched").read_text()
 
     @property
     def log(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_a_cancelled_item_ends_as_invokeais_own_do(nodes: dict[str, Any]) -> Non
 def test_a_path_in_place_of_a_recipe_is_not_read(nodes: dict[str, Any], text: str) -> None:
     with pytest.raises(ck.RecipeError, match=r"needed (JSON text|one of them)"):
         nodes["controlkit_generate_recipe"](recipe=text).invoke(Context())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "invokeai").glob("*.json")), ids=lambda p: p.stem
+)
+def test_example_workflows_fit_the_nodes(nodes: dict[str, Any], path: Path) -> None:
+    workflow = json.loads(path.read_text())
+    kinds = {node["id"]: nodes[node["data"]["type"]] for node in workflow["nodes"]}
+    for node in workflow["nodes"]:
+        kind, inputs = kinds[node["id"]], node["data"]["inputs"]
+        assert node["data"]["version"] == kind.about["version"]
+        assert inputs.keys() == kind.model_fields.keys() - {"id", "type"}
+        kind(**{name: entry["value"] for name, entry in inputs.items() if entry.get("value") is not None})
+    for edge in workflow["edges"]:
+        result = inspect.signature(kinds[edge["source"]].invoke).return_annotation
+        assert edge["sourceHandle"] in result.model_fields
+        assert edge["targetHandle"] in kinds[edge["target"]].model_fields
 
 
 def test_only_the_public_interface_of_invokeai_is_imported() -> None:

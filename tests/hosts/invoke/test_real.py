@@ -20,6 +20,7 @@ from controlkit.hosts.invoke.detectors import node_type
 from tests import tiny
 from tests.hosts.invoke.server import Failed, Server, maps_of
 
+ROOT = Path(__file__).resolve().parents[3]
 PRESENT = ("", "opencv-python-headless")
 """What a detector may need and InvokeAI has."""
 
@@ -52,6 +53,7 @@ def assert_loaded(server: Server, pack: str) -> None:
     ):
         lines = [line for line in server.start.splitlines() if bad in line and "git" not in line.lower()]
         assert not lines, lines
+    assert server.watched == "", "programs, connections"
     schemas = server.get("/openapi.json")["components"]["schemas"].values()
     ours = [entry["title"] for entry in schemas if entry.get("category") == "controlkit"]
     assert len([title for title in ours if title.startswith("Detect ")]) == len(ck.detectors())
@@ -216,6 +218,26 @@ def test_fields_and_linked_controls_give_the_picture_that_python_gives(invoke: S
     assert np.abs(invoke.pixels(plain["made"]) - invoke.pixels(done)).max() > 20, "the controls are seen"
 
 
+def test_the_example_workflow_gives_its_picture(invoke: Server, scene: Any) -> None:
+    workflow = json.loads((ROOT / "examples" / "invokeai" / "controlnet.json").read_text())
+    graph: dict[str, Any] = {}
+    for node in workflow["nodes"]:
+        entries = node["data"]["inputs"].items()
+        values = {name: entry["value"] for name, entry in entries if entry.get("value") is not None}
+        graph[node["id"]] = {"type": node["data"]["type"], **values}
+    for edge in workflow["edges"]:
+        graph[edge["target"]][edge["targetHandle"]] = (edge["source"], edge["sourceHandle"])
+    graph["detect"]["image"] = invoke.upload(scene.image)
+    done = invoke.run(graph)
+    assert done["check"]["ok"]
+    fields = {name: graph["generate"][name] for name in ("prompt", "seed", "steps")}
+    edges = ck.preprocess(
+        scene.image, "canny", **{n: graph["detect"][n] for n in ("low_threshold", "high_threshold")}
+    )
+    control = {"module": graph["control"]["module"], "image": edges, "scale": graph["control"]["strength"]}
+    assert_same(invoke.pixels(done["generate"]), ck.run({**fields, "controls": [control]})[0])
+
+
 def test_a_folder_below_the_models_folder_is_a_model(invoke: Server) -> None:
     fields = {"prompt": "a", "steps": 2, "width": 64, "height": 64, "folder": "controlkit/tiny"}
     done = invoke.run({"a": {"type": "controlkit_generate", **fields}})["a"]
@@ -260,14 +282,12 @@ def install(server: Server, folder: Path) -> dict[str, Any]:
     source = urllib.parse.quote(str(folder))
     job = server.post(f"/api/v2/models/install?source={source}&inplace=true", {})["id"]
     end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found = server.get(f"/api/v2/models/install/{job}")
-        if found["status"] == "completed":
-            config = found["config_out"]
-            return {key: config[key] for key in ("key", "hash", "name", "base", "type")}
-        assert found["status"] not in ("error", "cancelled"), found["error_reason"]
+    found = server.get(f"/api/v2/models/install/{job}")
+    while found["status"] not in ("completed", "error", "cancelled") and time.monotonic() < end:
         time.sleep(0.2)
-    raise TimeoutError(found)
+        found = server.get(f"/api/v2/models/install/{job}")
+    assert found["status"] == "completed", found.get("error_reason")
+    return {key: found["config_out"][key] for key in ("key", "hash", "name", "base", "type")}
 
 
 def test_models_of_the_model_manager_are_used_where_they_lie(

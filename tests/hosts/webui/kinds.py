@@ -68,8 +68,8 @@ def write(
         conditioning_embedding_out_channels=(8, 8, 8, 8),
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=48,
-        num_trans_channel=32,
-        num_proj_channel=32,
+        num_trans_channel=widths[0],
+        num_proj_channel=widths[0],
         num_trans_head=4,
     )
     _random(ControlNetUnion(union), 7, zeros).save(folder / "union")

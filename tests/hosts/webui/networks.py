@@ -37,6 +37,7 @@ def tiny_pipeline(base: Path, name: str = "tiny") -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
+        scaling_factor=0.13025 if name == "tiny-xl" else 0.18215,
     )
     weights = load_file(base / "models" / "Stable-diffusion" / f"{name}.safetensors")
     coder.load_state_dict(convert_ldm_vae_checkpoint(weights, coder.config))
@@ -60,7 +61,7 @@ def write(base: Path, name: str = "tiny") -> None:
         base: The web UI's data.
         name: Of the checkpoint that they are for; theirs end on what it has after ``tiny``.
     """
-    from diffusers import ControlNetModel, T2IAdapter
+    from diffusers import ControlNetModel
 
     unet = tiny_unet(base, name)
     ending = name.removeprefix("tiny")
@@ -71,9 +72,18 @@ def write(base: Path, name: str = "tiny") -> None:
         _random(made, size)
         made.save_pretrained(folder / f"{net}{ending}")
     torch.manual_seed(4)
-    adapter = T2IAdapter(channels=[32, 64], num_res_blocks=1, adapter_type="full_adapter")
-    _random(adapter, 0.1)
-    adapter.save_pretrained(folder / f"adapter{ending}")
+    made = _adapter(name)
+    _random(made, 0.1)
+    made.save_pretrained(folder / f"adapter{ending}")
+
+
+def _adapter(name: str) -> Any:
+    from diffusers import T2IAdapter
+
+    if name == "tiny-xl":
+        widths = [32, 64, 128, 128]
+        return T2IAdapter(channels=widths, downscale_factor=16, adapter_type="full_adapter_xl")
+    return T2IAdapter(channels=[32, 64], num_res_blocks=1, adapter_type="full_adapter")
 
 
 def write_theirs(base: Path) -> None:

@@ -45,6 +45,7 @@ class Server:
     """
 
     flags = FLAGS
+    paged = False
     checkpoint = "tiny.safetensors"
     patience = 180
 
@@ -78,7 +79,7 @@ class Server:
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command,
-            cwd=base / "run",
+            cwd=webui if self.paged else base / "run",  # its page's files are found from its own folder
             env={**os.environ, **offline},
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -148,7 +148,7 @@ def test_tokens_are_appended_by_position_and_by_name() -> None:
         assert torch.equal(by_place, by_name)
 
 
-def test_another_extension_s_mark_stays_before_the_prompt_and_controls_do_not_see_it() -> None:
+def test_another_extension_s_mark_stays_before_the_prompt_and_only_the_unet_s_blocks_see_our_tokens() -> None:
     model, (x, t, context) = stand_in.model(), call()
     unet, seen = model.model.diffusion_model, list[Any]()
     extra = torch.randn(1, 3, 6)
@@ -160,12 +160,16 @@ def test_another_extension_s_mark_stays_before_the_prompt_and_controls_do_not_se
     mark = torch.tensor([1024.0, -1024.0]).reshape(2, 1, 1).expand(2, 1, 6)
     marked = torch.cat([mark, context], dim=1)
     now = controlled(model, Adds(tokens=look, slots=frozenset(("tokens",))))
+    entered = unet.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     with torch.no_grad():
         now.announce(announced(stand_in.params()))
         got = unet(x, t, marked)
+        entered.remove()
         now.remove()
-        assert torch.equal(got, unet(x, t, torch.cat([marked, extra.expand(2, -1, -1)], dim=1)))
+        assert torch.equal(got, unet(x, t, torch.cat([context, extra.expand(2, -1, -1)], dim=1)))
     assert torch.equal(seen[0], context)
+    assert torch.equal(seen[1], marked), "what else the other extension runs gets its own"
+    assert hooks(model) == 0
 
 
 def test_the_conditional_half_alone_whichever_way_the_halves_are_run() -> None:

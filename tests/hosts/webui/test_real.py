@@ -6,6 +6,8 @@ same noise and the same prompts with `controlkit.attach`.
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ PHOTO = np.kron(np.random.default_rng(1).integers(0, 255, (8, 8, 3), np.uint8), 
 HALF = np.zeros((64, 64, 3), np.uint8)
 HALF[:, 32:] = 255
 A, B, ADAPTER = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("net-a", "net-b", "adapter"))
+OVERFLOW = "overflow/diffusion_pytorch_model.safetensors"
 CLOSE = 1e-4
 
 
@@ -107,8 +110,8 @@ def test_a_picture_without_units_is_the_one_without_the_extension(webui: Server)
 @pytest.mark.parametrize(
     ("units", "fails", "told"),
     [
-        ([unit("overflow/diffusion_pytorch_model.safetensors")], 0, "NaN or infinity"),
-        ([unit(), unit("overflow/diffusion_pytorch_model.safetensors", start=0.5)], 0, "at step 3 of 4"),
+        ([unit(OVERFLOW)], 0, "NaN or infinity"),
+        ([unit(), unit(OVERFLOW, start=0.5)], 0, "at step 3 of 4"),
         ([unit(), guided()], 2, "the probe made this U-Net fail"),
         ([unit("not there")], 0, "net-a/diffusion_pytorch_model.safetensors"),
         ([unit(wieght=1)], 0, "wieght"),
@@ -130,6 +133,47 @@ def test_a_failure_is_told_and_the_next_picture_is_one_without_the_extension(
     assert webui.get("/controlkit-probe/hooks") == {"forward": 0}
 
 
+HIRES: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+IMG2IMG: dict[str, Any] = {"mode": "img2img", "init_images": [sent(PHOTO)], "denoising_strength": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("units", "given", "told"),
+    [
+        ([unit(), unit(OVERFLOW, passes="hires")], HIRES, "NaN or infinity"),
+        ([unit(), guided()], {**HIRES, "fails": 6}, "the probe made this U-Net fail"),
+        ([unit(), guided()], {"n_iter": 2, "fails": 6}, "the probe made this U-Net fail"),
+        ([unit(OVERFLOW)], {"batch_size": 2}, "NaN or infinity"),
+        ([unit(OVERFLOW)], IMG2IMG, "NaN or infinity"),
+        ([unit(), guided(function="edges")], {}, "a picture for edges"),
+        ([unit(), guided(through_unet=True)], {"fails": 3}, "the probe made this U-Net fail"),
+        ([unit(OVERFLOW)], {"override_settings": {"batch_cond_uncond": False}}, "NaN or infinity"),
+    ],
+)
+def test_a_failure_in_a_later_pass_leaves_nothing_either(
+    webui: Server, units: list[dict[str, Any]], given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Failed, match=told):
+        webui.make(*units, **given)
+    webui.post("/sdapi/v1/options", {"batch_cond_uncond": True})  # the web UI keeps it
+    made = webui.make()
+    assert torch.equal(made.latents, webui.bare.latents)
+    assert np.array_equal(made.pixels, webui.bare.pixels)
+    assert webui.get("/controlkit-probe/hooks") == {"forward": 0}
+
+
+def test_a_picture_that_is_interrupted_leaves_nothing(webui: Server) -> None:
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(webui.make, unit(), guided(through_unet=True), steps=150)
+        while not webui.get("/sdapi/v1/progress")["state"]["sampling_step"]:
+            time.sleep(0.2)
+        webui.post("/sdapi/v1/interrupt", {})
+        made = running.result()
+    assert 0 < len(made.all("sigma")) < 150
+    assert torch.equal(webui.make().latents, webui.bare.latents)
+    assert webui.get("/controlkit-probe/hooks") == {"forward": 0}
+
+
 @pytest.mark.parametrize("units", [[unit(weight=0)], [unit("overflow", weight=0)], [guided(strength=0)]])
 def test_at_weight_0_nothing_runs(webui: Server, units: list[dict[str, Any]]) -> None:
     assert torch.equal(webui.make(*units).latents, webui.bare.latents)
@@ -137,7 +181,7 @@ def test_at_weight_0_nothing_runs(webui: Server, units: list[dict[str, Any]]) ->
 
 def test_outside_its_window_nothing_runs(webui: Server) -> None:
     """The overflowing network would fail if it ran."""
-    late = unit("overflow/diffusion_pytorch_model.safetensors", start=0.8)
+    late = unit(OVERFLOW, start=0.8)
     assert torch.equal(webui.make(late).latents, webui.bare.latents)
 
 
@@ -170,9 +214,8 @@ def test_a_batch_is_its_pictures(webui: Server) -> None:
 
 
 def test_hires_fix_per_unit(webui: Server) -> None:
-    given = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
     plain, both, first, hires = (
-        webui.make(*units, **given)
+        webui.make(*units, **HIRES)
         for units in ([], [unit()], [unit(hr_option="Low res only")], [unit(passes="hires")])
     )
     noise = [picture.all("x")[1] for picture in (plain, both, first, hires)]
@@ -183,7 +226,7 @@ def test_hires_fix_per_unit(webui: Server) -> None:
 
 
 def test_img2img_takes_its_own_picture(webui: Server) -> None:
-    given = {"mode": "img2img", "init_images": [sent(PHOTO)], "denoising_strength": 0.75, "steps": 8}
+    given = {**IMG2IMG, "steps": 8}
     lacking, named = (webui.make(u, **given) for u in ({"model": A}, unit(A, PHOTO)))
     assert torch.equal(lacking.latents, named.latents)
     assert apart(lacking.latents, webui.make(**given).latents) > 0.05

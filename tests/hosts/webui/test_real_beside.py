@@ -16,7 +16,7 @@ import controlkit as ck
 from tests.hosts.webui.conftest import THEIR_MAP, neighbourly
 from tests.hosts.webui.kinds import FILE
 from tests.hosts.webui.loops import loop
-from tests.hosts.webui.server import Failed, Server
+from tests.hosts.webui.server import Failed, Server, sent
 from tests.hosts.webui.test_real import CLOSE, HALF, MAP, PHOTO, apart, guided, module, unit
 from tests.hosts.webui.test_real_kinds import STYLE, on
 
@@ -64,6 +64,17 @@ def test_a_unit_of_theirs_and_ours_are_the_sum(neighbours: Server, name: str, ou
     if units:
         assert apart(made.latents, neighbours.theirs[name].latents) > 0.02, "ours act"
     assert apart(made.latents, neighbours.make(*units).latents) > 0.02, "theirs act"
+
+
+def test_beside_a_reference_of_theirs_which_runs_the_unet_twice(neighbours: Server) -> None:
+    reference = {"enabled": True, "module": "reference_only", "model": "None", "threshold_a": 0.5}
+    given: dict[str, Any] = {"theirs": [{**reference, "image": sent(THEIR_MAP)}]}
+    alone = neighbours.make(**given)
+    both = neighbours.make(unit(A), unit(IP, PHOTO), unit(STYLE, PHOTO), guided(), **given)
+    assert apart(alone.latents, neighbours.bare.latents) > 0.02, "theirs acts"
+    assert apart(both.latents, alone.latents) > 0.02, "ours act"
+    assert torch.equal(neighbours.make(**given).latents, alone.latents)
+    assert torch.equal(neighbours.make().latents, neighbours.bare.latents)
 
 
 @pytest.mark.parametrize("name", THEIRS)

@@ -108,7 +108,7 @@ def test_an_image_prompt_is_in_the_gradient_through_the_unet(webui: Server) -> N
 
 
 def test_halves_that_are_run_apart_attend_to_the_same(webui: Server) -> None:
-    units = [unit(IP, PHOTO, mode="control"), unit(UNI, PHOTO, condition="content")]
+    units = [unit(IP, PHOTO, mode="control"), unit(UNI, PHOTO, condition="content"), unit(STYLE, MAP)]
     together = webui.make(*units)
     halves = webui.make(*units, override_settings={"batch_cond_uncond": False})
     webui.post("/sdapi/v1/options", {"batch_cond_uncond": True})  # the web UI keeps it

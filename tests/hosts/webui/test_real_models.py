@@ -79,8 +79,9 @@ def a(webui: Server, **more: Any) -> Any:
 
 
 def make(webui: Server, name: str, *units: Any, **more: Any) -> Picture:
-    """A picture of another checkpoint, which is the web UI's for this one alone."""
-    return webui.make(*units, override_settings={"sd_model_checkpoint": name}, **more)
+    """A picture of another checkpoint, which is the web UI's for this one alone; no network for previews."""
+    chosen = {"sd_model_checkpoint": name, "live_previews_enable": False}
+    return webui.make(*units, override_settings=chosen, **more)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -28,6 +28,7 @@ class Paged(Server):
     """With its page."""
 
     flags = FLAGS.replace("--nowebui ", "")
+    paged = True
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "num_heads": 8,
     },
     "tiny-xl": {
-        "attention_resolutions": [2],
+        "attention_resolutions": [4, 2],
+        "channel_mult": [1, 2, 4],
         "context_dim": 64,
         "num_classes": "sequential",
         "adm_in_channels": 24 + 6 * 256,
@@ -124,7 +125,7 @@ def config_xl(version: Path) -> dict[str, Any]:
     """The same for SDXL's kind."""
     sgm = "sgm.modules"
     denoiser = f"{sgm}.diffusionmodules"
-    unet = {**unet_of("tiny-xl"), "transformer_depth": [1, 1], "spatial_transformer_attn_type": "softmax"}
+    unet = {**unet_of("tiny-xl"), "transformer_depth": [1, 1, 1], "spatial_transformer_attn_type": "softmax"}
     del unet["image_size"]
     sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
     texts = [

@@ -1,4 +1,4 @@
-"""Nodes that run the tiny checkpoint of the other hosts' tests, and write down the noise of each step."""
+"""Nodes that run the tiny checkpoint of the other hosts' tests, and write down what it predicts."""
 
 from importlib import import_module
 from typing import ClassVar
@@ -91,7 +91,7 @@ class Noise:
 
 
 class Record:
-    """A MODEL that writes the noise it predicts at each step, after guidance, into a file."""
+    """A MODEL that writes what its U-Net predicts at each call into a file, the conditional rows first."""
 
     CATEGORY = "controlkit tests"
     FUNCTION = "make"
@@ -104,14 +104,20 @@ class Record:
     def make(self, model, file):
         steps = []
 
-        def record(args):
-            sigma = args["sigma"].reshape(-1, 1, 1, 1)
-            steps.append(((args["input"] - args["denoised"]) / sigma).clone())
+        def record(unet, *args, **given):
+            predicted = unet(*args, **given)
+            everything = (*args, *given.values())
+            options = next(one for one in everything if isinstance(one, dict) and "cond_or_uncond" in one)
+            order = options["cond_or_uncond"]
+            parts = zip(order, predicted.chunk(len(order)), strict=True)
+            ordered = [part for _, part in sorted(parts, key=lambda pair: pair[0])]
+            steps.append(torch.cat(ordered).contiguous())
             save_file({f"{i:03d}": step for i, step in enumerate(steps)}, file)
-            return args["denoised"]
+            return predicted
 
         recorded = model.clone()
-        recorded.set_model_sampler_post_cfg_function(record)
+        kinds = import_module("comfy.patcher_extension").WrappersMP
+        recorded.add_wrapper_with_key(kinds.DIFFUSION_MODEL, "controlkit_tests", record)
         return (recorded,)
 
 
