@@ -6,8 +6,8 @@
   ``Sec-Fetch-Site``), it must come from here. Following a link to the page is allowed.
 - With a token: it comes as ``Authorization: Bearer TOKEN``, as the password of Basic authentication, or once
   as ``?token=TOKEN``, which becomes a cookie.
-- Gradio's own routes would fetch addresses that a client writes in place of a file's path; such requests are
-  refused here, and only routes that the page uses are open.
+- Gradio's own routes would fetch addresses, and read files of this machine, that a client writes in place of
+  an uploaded file's path; such requests are refused here, and only routes that the page uses are open.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from controlkit.ui.errors import Refused, as_plain
+from controlkit.ui.places import uploaded
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -182,9 +183,9 @@ async def _checked(scope: Scope, headers: dict[str, str], receive: Receive) -> R
         route = path.split("/gradio_api/", 1)[1]
         if not route.startswith(_GRADIO) or "://" in route or "=http" in route.lower() or "\\" in route:
             raise Refused("path", found=repr(path)[:80], expected="a route of the page", status=404)
-        if scope["method"] == "POST" and "json" in headers.get("content-type", ""):
-            body = await read_body(receive)
-            _refuse_addresses(body)
+        if scope["method"] == "POST" and not route.startswith("upload"):
+            body = await read_body(receive)  # whatever its type is said to be, which is easily said twice
+            _refuse_paths(body, parts=route.startswith("component_server"))
             return _again(body, receive)
     return _counted(receive)
 
@@ -221,8 +222,12 @@ async def read_body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _refuse_addresses(body: bytes) -> None:
-    """Refuse Gradio's messages in which a file is an address: Gradio would fetch it.
+def _refuse_paths(body: bytes, parts: bool) -> None:
+    """Refuse Gradio's messages in which a file is none that was uploaded: Gradio would read or fetch it.
+
+    Args:
+        body: The message.
+        parts: Whether it may also be one in parts, which holds files and names none.
 
     Raises:
         Refused: 400.
@@ -230,14 +235,17 @@ def _refuse_addresses(body: bytes) -> None:
     try:
         waiting = [json.loads(body or b"null")]
     except (ValueError, RecursionError):
+        if parts:
+            return
         raise Refused("body", found="no JSON", expected="JSON", code="CK-S13") from None
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            if isinstance(path, str) and "://" in path:
+            if path is not None and not uploaded(path):
+                found = "an address" if isinstance(path, str) and "://" in path else "a path of its own"
                 raise Refused(
-                    "path", found="an address", expected="an uploaded file", code="CK-S15", fix="Upload it."
+                    "path", found=found, expected="an uploaded file", code="CK-S15", fix="Upload it."
                 )
             waiting += value.values()
         elif isinstance(value, list):

@@ -280,9 +280,7 @@ def _wire(
         except ControlKitError as error:
             raise gr.Error(str(error), title="Cannot be restored", print_exception=False) from None
 
-    def drop(path: str | None) -> Any:
-        if path is None:
-            return [gr.skip()] * len(outputs)
+    def drop(path: str) -> Any:
         return tried(
             lambda: restored(service, Path(path).read_bytes()), "All settings are those of the picture."
         )
@@ -307,9 +305,14 @@ def _wire(
 
     def load(name: str | None) -> Any:
         if not name:
-            return [gr.skip()] * len(outputs)
+            raise gr.Error("Choose one from the list.", title="No preset", print_exception=False)
         recipe: Any = lambda: fields.page_of(presets.load(service.places, name), service.places)  # noqa: E731
         return tried(recipe, f"Loaded {name}.")
+
+    def fresh() -> Any:
+        if presets.DEFAULT in presets.names(service.places):
+            return load(presets.DEFAULT)
+        return fill(Page(model=service.model), "")
 
     def code(*values: Any) -> str:
         try:
@@ -336,11 +339,7 @@ def _wire(
     made["load"].click(load, made["preset"], outputs, **quiet)
     made["write"].click(code, inputs, made["code"], **quiet)
     blocks.load(begin, None, made["gallery"], **quiet)
-    if presets.DEFAULT in presets.names(service.places):
-        blocks.load(lambda: load(presets.DEFAULT), None, outputs, **quiet)
-    else:
-        ticks = [panel.tick for panel in panels if panel.tick is not None]
-        blocks.load(lambda: [1] * len(ticks) if len(ticks) > 1 else 1, None, ticks, **quiet)
+    blocks.load(fresh, None, outputs, **quiet)
 
 
 def mount(app: Any, service: Service) -> Any:
@@ -370,6 +369,7 @@ def mount(app: Any, service: Service) -> Any:
         head=style.HEAD,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    blocks.has_launched = True  # else Gradio does not look whether a file that a client names was uploaded
     queue: Any = blocks._queue  # pyright: ignore[reportPrivateUsage]
     queue.pending_messages_per_session.max_size = SESSIONS  # of pages that went away before reading them
     return mounted

@@ -1,12 +1,13 @@
 """The one resolver: which files the server may touch, whatever a client names.
 
 Pictures are written to, and read from, one output folder; weights are read from one folder of models;
-presets and inputs lie in folders of their own in the output folder. Nothing else is opened because a client
-said so.
+presets and inputs lie in folders of their own in the output folder; what is uploaded to the page lies in a
+temporary folder until it goes. Nothing else is opened because a client said so.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,6 +143,22 @@ class Places:
             elif part.guidance not in BUILT_IN:
                 plain_options(part.options, f"{place}.options")
         return recipe
+
+
+def uploaded(path: object) -> bool:
+    """Whether a path that a client names is that of a file that was uploaded to the page.
+
+    Args:
+        path: What stands in its message.
+    """
+    folder = os.environ.get("GRADIO_TEMP_DIR", "")
+    if not folder or not isinstance(path, str) or "\0" in path:
+        return False
+    try:
+        found = Path(path).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return found.is_relative_to(Path(folder).resolve())
 
 
 def _no_picture_paths(pictures: Mapping[str, Picture | None], place: str, option: Any = None) -> None:

@@ -95,10 +95,14 @@ def told(picture: Any, mask: Any) -> str:
 
 
 def newest(service: Service) -> tuple[Any, Any, Any]:
-    """The newest picture, to start from; or no change."""
+    """The newest picture, to start from.
+
+    Raises:
+        gradio.Error: There is none.
+    """
     pictures = service.places.pictures(1)
     if not pictures:
-        return gr.skip(), gr.skip(), gr.skip()
+        raise gr.Error("Make one first.", title="No picture yet", print_exception=False)
     picture = widgets.opened(pictures[0])
     return picture, widgets.drawing(picture, None), None
 

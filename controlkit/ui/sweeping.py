@@ -133,5 +133,6 @@ def _carried(content: bytes) -> dict[str, Any] | None:
         found = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and isinstance(found.get("recipe"), dict)
-    return found if whole and isinstance(found.get("sweep"), dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        return None
+    return found if isinstance(found.get("sweep"), dict) else None

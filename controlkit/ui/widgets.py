@@ -2,6 +2,8 @@
 
 Gradio decodes uploads with whatever Pillow knows, without a limit of pixels; so the widgets here are given a
 ``preprocess`` of their own. (Subclasses would do too, but Gradio writes a file beside the source of each.)
+Functions of the page give them values, never ``gr.skip`` or ``gr.update``: for these Gradio makes a widget
+anew, without what it was given here.
 """
 
 from __future__ import annotations

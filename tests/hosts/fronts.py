@@ -30,6 +30,8 @@ from tests.hosts.webui.server import Server as WebUI
 from tests.hosts.webui.tiny import CLIP
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FIRST = (0, 1)
+"""The first step in which each control of the settings acts."""
 
 
 def settings(base: Path, model: str = "tiny", *, seed: int = 3) -> Path:
@@ -66,7 +68,7 @@ def settings(base: Path, model: str = "tiny", *, seed: int = 3) -> Path:
             {
                 "module": "file:ControlNet/adapter",
                 "image": {"data": encode(maps[1])},
-                "scale": 1.2,
+                "scale": 3.0,
                 "start": 0.25,
             },
         ],
@@ -145,8 +147,8 @@ def recorded() -> Iterator[list[Tensor]]:
         EulerDiscreteScheduler.step = original
 
 
-def by_python(file: Path, *, bare: bool = False) -> list[Tensor]:
-    """``ck.attach`` around diffusers' pipeline, with controls bound as the file says; or none of them."""
+def by_python(file: Path, *, without: int | None = None) -> list[Tensor]:
+    """``ck.attach`` around diffusers' pipeline, with the file's controls; or without one of them."""
     import diffusers
 
     said = json.loads(file.read_text())
@@ -157,8 +159,10 @@ def by_python(file: Path, *, bare: bool = False) -> list[Tensor]:
     pipe.scheduler = getattr(diffusers, wanted["name"]).from_config(
         pipe.scheduler.config, **wanted["options"]
     )
-    controls = []
-    for part in [] if bare else said["controls"]:
+    controls: list[Any] = []
+    for number, part in enumerate(said["controls"]):
+        if number == without:
+            continue
         given = {name: part[name] for name in ("scale", "start", "end", "mode") if name in part}
         if "mask" in part:
             given["mask"] = np.asarray(picture(part["mask"])) / 255

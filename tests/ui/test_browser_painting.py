@@ -85,6 +85,16 @@ def test_a_map_painted_by_hand_with_a_curve_as_a_grid(server: tuple[str, Any], b
     assert other.points() == "0.0:0.5, 0.5:0.1, 0.75:0.0"
     assert other.page.input_value("#prompt textarea") == "a red cube on a sand floor"
     assert other.page.get_by_role("tab", name="Control 1 ●").is_visible()
+
+    # the preset called default is what a page begins with, from then on
+    other.page.get_by_text("Presets", exact=True).click()
+    other.page.fill("#preset-name textarea, #preset-name input", "default")
+    other.page.click("#preset-save")
+    other.until("saved", lambda: "Saved as default" in other.says("said"))
+    other.page.reload()
+    other.until("the same page", lambda: other.page.is_visible("#unit1-points"))
+    other.until("its curve", lambda: other.points() == "0.0:0.5, 0.5:0.1, 0.75:0.0")
+    service.places.preset("default").unlink()
     for visitor in (person, other):
         visitor.clean(address)
 

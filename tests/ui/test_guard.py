@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,14 @@ def test_long_requests_are_refused(app: Any, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("queue/join", {"data": [{"path": "uploaded/x.png"}]}, 200),
+        ("queue/join", {"data": [{"path": "UPLOADS/x.png"}, {"path": None}]}, 200),
+        ("queue/join", {"data": [{"path": "UPLOADS/../x.png"}]}, 400),
+        ("queue/join", {"data": [{"path": "UPLOADS-2/x.png"}]}, 400),
+        ("queue/join", {"data": [{"path": "uploaded/x.png"}]}, 400),
+        ("queue/join", {"data": [{"path": "/etc/passwd"}]}, 400),
+        ("queue/join", {"data": [{"layers": [{"path": ["/etc/passwd"]}]}]}, 400),
+        ("queue/join", {"data": [{"path": "UPLOADS/x\0.png"}]}, 400),
+        ("component_server", {"data": {"path": "/etc/passwd"}}, 400),
         ("queue/join", {"data": [[{"a": {"path": "http://10.0.0.1/x"}}]]}, 400),
         ("queue/join", {"data": [{"path": "file:///etc/passwd", "url": None}]}, 400),
         ("file=http://10.0.0.1/x", None, 404),
@@ -151,12 +159,25 @@ def test_long_requests_are_refused(app: Any, monkeypatch: pytest.MonkeyPatch) ->
         ("file=/tmp/x", None, 200),
     ],
 )
-def test_gradios_own_routes(app: Any, path: str, body: Any, status: int) -> None:
+def test_gradios_own_routes(
+    app: Any, path: str, body: Any, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     visitor = client(app, Door())
-    answer = (
-        visitor.get(f"/gradio_api/{path}") if body is None else visitor.post(f"/gradio_api/{path}", json=body)
-    )
-    assert answer.status_code == status
+    if body is None:
+        assert visitor.get(f"/gradio_api/{path}").status_code == status
+        return
+    content = json.dumps(body).replace("UPLOADS", str(tmp_path))
+    for kind in ("application/json", "application/JSON", "text/plain", "multipart/form-data", None):
+        headers = {"content-type": kind} if kind else {}
+        answer = visitor.post(f"/gradio_api/{path}", content=content, headers=headers)
+        assert answer.status_code == status, kind
+
+
+def test_gradios_drawings_come_in_parts(app: Any) -> None:
+    sent = client(app, Door()).post("/gradio_api/component_server", files={"a": b"\x89PNG"})
+    assert sent.status_code == 200
+    assert client(app, Door()).post("/gradio_api/queue/join", content=b"\x89PNG").status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlkit.cli import main
-from controlkit.ui import listing
+from controlkit.ui import guard, listing
 from controlkit.ui.places import Places
 
 CODE = "from controlkit.cli import main; import sys; sys.exit(main())"
@@ -100,3 +101,44 @@ def test_whole_models_in_one_file_are_models_and_no_controls(tmp_path: Path) -> 
     assert listing.models(places) == ["embedded:base", "file:whole.safetensors"]
     assert not [name for name in listing.controls(places) if name.startswith("file:")]
     assert looking.size_of("file:whole.safetensors", places) == (64, 64)
+
+
+def test_the_page_reads_no_file_that_was_not_uploaded(
+    server: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio's own routes, asked as no page of ours asks: for a file of this machine, not an upload."""
+    httpx = pytest.importorskip("httpx")
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"recipe": 1, "prompt": "a hidden thing"}')
+    with httpx.Client(base_url=server[0], timeout=30) as visitor:
+        config = visitor.get("/config").json()
+        (place,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "restore"]
+        drops = [part for part in config["dependencies"] if [place, "upload"] in part["targets"]]
+        (drop,) = [part["id"] for part in drops if len(part["outputs"]) > 10]
+
+        def join(path: str) -> Any:
+            data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            body = {"data": [data], "fn_index": drop, "session_hash": "visitor", "trigger_id": place}
+            return visitor.post("/gradio_api/queue/join", json=body)
+
+        for path in (str(secret), f"../{secret.name}", "/etc/passwd", "http://127.0.0.1:9/x.png"):
+            assert join(path).status_code == 400
+            assert visitor.get(f"/gradio_api/file={path}").status_code in (403, 404)
+        for route in ("queue/join", "upload", "run/predict", "api/predict", "call/predict"):
+            assert visitor.post(f"/{route}", json={}).status_code in (404, 405)
+
+        # even where our door let it through, Gradio itself would not read it
+        def dropped() -> str:
+            with visitor.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as told:
+                return "".join(told.iter_text())
+
+        with monkeypatch.context() as patched:
+            patched.setattr(guard, "uploaded", lambda path: True)
+            assert join(str(secret)).status_code == 200
+            answer = dropped()
+        assert "was not uploaded" in answer
+        assert "hidden" not in answer
+
+        sent = visitor.post("/gradio_api/upload", files={"files": ("r.json", secret.read_bytes())}).json()
+        assert join(sent[0]).status_code == 200
+        assert "a hidden thing" in dropped()

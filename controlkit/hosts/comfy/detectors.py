@@ -22,6 +22,11 @@ def detector_nodes() -> dict[str, Any]:
     return {node_name(info.name): _node(info) for info in detectors()}
 
 
+def titles() -> dict[str, str]:
+    """What the menu calls them, by their names."""
+    return {node_name(info.name): f"Detect {info.name}" for info in detectors()}
+
+
 def node_name(detector: str) -> str:
     """``ControlKitDetectCanny`` for ``canny``."""
     words = detector.replace("-", "_").replace(" ", "_").split("_")
@@ -83,7 +88,8 @@ def _node(info: DetectorInfo) -> Any:
             about = "shortest side at which it looks, in pixels; 0: the picture's own"
             resolution = ("INT", {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": about})
             options = {option.name: widget(option) for option in info.options}
-            return {"required": {"image": ("IMAGE",)}, "optional": {**options, "resolution": resolution}}
+            image = ("IMAGE", {"tooltip": "photos; each gives a map of its size"})
+            return {"required": {"image": image}, "optional": {**options, "resolution": resolution}}
 
         def run(self, image: Tensor, resolution: int = 0, **options: Any) -> dict[str, Any]:
             regions = {name: as_region(options.pop(name, None)) for name in masks}

@@ -12,7 +12,7 @@ from controlkit.errors import ParameterError
 from controlkit.guidance import Guidance
 from controlkit.hosts.comfy.guidance import Guide
 from controlkit.hosts.comfy.pictures import as_maps, as_region
-from controlkit.hosts.comfy.widgets import CURVE, WINDOW, module_of, number, schedule, text
+from controlkit.hosts.comfy.widgets import CURVE, MODEL, WINDOW, module_of, number, schedule, text
 
 CATEGORY = "controlkit/guidance"
 FUNCTIONS = ("color", "edges", "region")
@@ -36,9 +36,9 @@ class GuidePicture:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL",),
-                "vae": ("VAE",),
-                "function": (list(FUNCTIONS),),
+                "model": MODEL,
+                "vae": ("VAE", {"tooltip": "makes the predicted picture that is judged"}),
+                "function": (list(FUNCTIONS), {"tooltip": "what of the picture is judged"}),
                 "strength": number(1.0, -1e4, 1e4, "1 is Bayes' rule", 0.1),
                 **_COMMON,
                 "normalize": (
@@ -114,7 +114,7 @@ class GuideClass:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL",),
+                "model": MODEL,
                 "classifier": ("CONTROL_NET", {"tooltip": "as ControlKit's loaders give it"}),
                 "wanted": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "the class, from 0"}),
                 "strength": number(1.0, -1e4, 1e4, "1 is Bayes' rule; published: 0.5 to 10", 0.1),

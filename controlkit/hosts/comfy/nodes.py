@@ -21,6 +21,8 @@ from controlkit.hosts.comfy.widgets import (
     BLOCK_SCALES,
     CATEGORY,
     CURVE,
+    NEGATIVE,
+    POSITIVE,
     STRENGTH,
     WINDOW,
     detector_inputs,
@@ -36,6 +38,7 @@ from controlkit.module import MapModule
 from controlkit.report import Report
 
 MODES = ("balanced", "prompt", "control")
+MODE = (list(MODES), {"tooltip": "prompt: less of it far from the middle block; control: on the positive half alone"})
 RESIZES = ("stretch", "crop", "pad")
 CONDITIONS = ("canny", "mlsd", "hed", "sketch", "openpose", "midas", "seg")
 FOLDERS = ("controlnet", "style_models", "ipadapter")
@@ -56,7 +59,8 @@ class LoadControl:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         about = "what shapes cannot tell, for unpublished networks, such as num_heads: 8"
-        return {"required": {"file": (list(_files()),)}, "optional": {"config": text(about)}}
+        file = (list(_files()), {"tooltip": "of ControlNets, adapters and classifiers, old layouts and new"})
+        return {"required": {"file": file}, "optional": {"config": text(about)}}
 
     def load(self, file: str, config: str = "") -> tuple[EngineControl]:
         import controlkit
@@ -81,7 +85,7 @@ class EmbeddedControl:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"name": (list(embedded.names()),)}}
+        return {"required": {"name": (list(embedded.names()), {"tooltip": "what it reads, or guides by"})}}
 
     def load(self, name: str) -> tuple[EngineControl]:
         with torch.inference_mode(False):
@@ -140,13 +144,13 @@ class Apply:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "positive": ("CONDITIONING",),
-                "negative": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
+                "positive": POSITIVE,
+                "negative": NEGATIVE,
+                "control_net": ("CONTROL_NET", {"tooltip": "as ControlKit's loaders give it"}),
                 "image": ("IMAGE", {"tooltip": "the map, or a photo for the detector"}),
                 "strength": STRENGTH,
                 **WINDOW,
-                "mode": (list(MODES), {"tooltip": "which of prompt and control matters more"}),
+                "mode": MODE,
             },
             "optional": {
                 **detector_inputs(),
@@ -220,17 +224,23 @@ class ApplyUni:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "positive": ("CONDITIONING",),
-                "negative": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
-                "local_strength": number(1.0, -10.0, 10.0, "of the maps"),
-                "global_strength": number(1.0, -10.0, 10.0, "of the content"),
+                "positive": POSITIVE,
+                "negative": NEGATIVE,
+                "control_net": (
+                    "CONTROL_NET",
+                    {"tooltip": "a Uni-ControlNet, as ControlKit's loader gives it"},
+                ),
+                "local_strength": number(1.0, -10.0, 10.0, "scale of the maps: 0 is off, 1 as trained"),
+                "global_strength": number(1.0, -10.0, 10.0, "scale of the content: 0 is off"),
                 **WINDOW,
-                "mode": (list(MODES),),
+                "mode": MODE,
             },
             "optional": {
-                **{name: ("IMAGE",) for name in CONDITIONS},
-                "content": ("CLIP_VISION_OUTPUT",),
+                **{name: ("IMAGE", {"tooltip": f"a map as {name} makes it"}) for name in CONDITIONS},
+                "content": (
+                    "CLIP_VISION_OUTPUT",
+                    {"tooltip": "what the picture is to be of, from CLIPVisionEncode"},
+                ),
                 "mask": ("MASK", {"tooltip": "where the maps act"}),
             },
         }
@@ -285,7 +295,10 @@ class ShowReport:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"samples": ("LATENT", {"tooltip": "so that it waits for the sampler"})},
-            "optional": {"positive": ("CONDITIONING",), "model": ("MODEL",)},
+            "optional": {
+                "positive": ("CONDITIONING", {"tooltip": "what the sampler was given, for its controls"}),
+                "model": ("MODEL", {"tooltip": "what the sampler was given, for what is on it"}),
+            },
         }
 
     def show(self, samples: Mapping[str, Any], positive: Any = None, model: Any = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from controlkit.hosts.comfy.widgets import (
     BLOCK_SCALES,
     CATEGORY,
     CURVE,
+    MODEL,
     STRENGTH,
     WINDOW,
     detector_inputs,
@@ -47,7 +48,7 @@ class ApplyIPAdapter:
         blank = "for plus and face models: makes the unconditional half's tokens, which are zeros without"
         return {
             "required": {
-                "model": ("MODEL",),
+                "model": MODEL,
                 "ip_adapter": ("CONTROL_NET", {"tooltip": "as ControlKit's loader gives it"}),
                 "content": CONTENT,
                 "strength": STRENGTH,
@@ -111,7 +112,7 @@ class ApplyStyle:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL",),
+                "model": MODEL,
                 "style_adapter": ("CONTROL_NET", {"tooltip": "as ControlKit's loader gives it"}),
                 "content": CONTENT,
                 "strength": STRENGTH,
@@ -219,9 +220,9 @@ class ApplyCoAdapter:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL",),
+                "model": MODEL,
                 "fuser": ("CONTROL_NET", {"tooltip": "as ControlKit's loader gives it"}),
-                "members": (MEMBERS,),
+                "members": (MEMBERS, {"tooltip": "the last of a chain of CoAdapter members"}),
                 "strength": STRENGTH,
                 **WINDOW,
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlkit.hosts.comfy.detectors import detector_nodes
+from controlkit.hosts.comfy.detectors import detector_nodes, titles
 from controlkit.hosts.comfy.guiding import GuideClass, GuidePicture
 from controlkit.hosts.comfy.nodes import (
     Apply,
@@ -32,9 +32,9 @@ _OWN: dict[str, tuple[Any, str]] = {
     "ControlKitEmbeddedControl": (EmbeddedControl, "Embedded control"),
     "ControlKitEmbeddedScene": (EmbeddedScene, "Embedded scene"),
 }
-_DETECTORS = detector_nodes()
 
-NODE_CLASS_MAPPINGS: dict[str, Any] = {name: node for name, (node, _) in _OWN.items()} | _DETECTORS
+NODE_CLASS_MAPPINGS: dict[str, Any] = {name: node for name, (node, _) in _OWN.items()} | detector_nodes()
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
-    name: f"{title} (ControlKit)" for name, (_, title) in _OWN.items()
-} | {name: f"Detect {name.removeprefix('ControlKitDetect').lower()} (ControlKit)" for name in _DETECTORS}
+    name: f"{title} (ControlKit)"
+    for name, title in ({name: title for name, (_, title) in _OWN.items()} | titles()).items()
+}

@@ -27,7 +27,10 @@ def text(about: str, default: str = "") -> tuple[str, dict[str, Any]]:
     return "STRING", {"default": default, "tooltip": about}
 
 
-STRENGTH = number(1.0, -10.0, 10.0, "0 is off, 1 as trained")
+MODEL = ("MODEL", {"tooltip": "the model to draw with; what comes out is a copy that has this added"})
+POSITIVE = ("CONDITIONING", {"tooltip": "the prompt, or what another control was added to"})
+NEGATIVE = ("CONDITIONING", {"tooltip": "the same of the negative prompt"})
+STRENGTH = number(1.0, -10.0, 10.0, "scale of what is added: 0 is off, 1 as trained")
 WINDOW = {
     "start": number(0.0, 0.0, 1.0, "share of the sampler's steps at which it begins to act"),
     "end": number(1.0, 0.0, 1.0, "share of the steps at which it ends"),

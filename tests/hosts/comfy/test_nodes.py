@@ -42,7 +42,9 @@ def test_every_node_takes_its_inputs_and_says_what_it_gives(nodes: dict[str, Any
                 assert entry in parameters or takes_any, (name, entry)
                 if group == "optional" and entry in parameters:
                     assert parameters[entry].default is not inspect.Parameter.empty, (name, entry)
-                default = about[0].get("default") if about else None
+                assert about, (name, entry)
+                assert about[0]["tooltip"], (name, entry)
+                default = about[0].get("default")
                 if isinstance(sort, list):
                     assert sort, (name, entry)
                     assert default is None or default in sort, (name, entry)
@@ -50,13 +52,18 @@ def test_every_node_takes_its_inputs_and_says_what_it_gives(nodes: dict[str, Any
                     assert isinstance(default, SIMPLE[sort]), (name, entry)
                     if "min" in about[0]:
                         assert about[0]["min"] <= default <= about[0]["max"], (name, entry)
+        assert kind.DESCRIPTION, name
         names = getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES)
         assert len(names) == len(kind.RETURN_TYPES)
 
 
 def test_every_detector_is_a_node_with_its_options(nodes: dict[str, Any]) -> None:
+    from controlkit.hosts import comfy
+
     found = [kind for name, kind in nodes.items() if name.startswith("ControlKitDetect")]
     assert len(found) == len(ck.detectors())
+    titles = comfy.NODE_DISPLAY_NAME_MAPPINGS
+    assert titles["ControlKitDetectLineartAnime"] == "Detect lineart-anime (ControlKit)"
     optional = nodes["ControlKitDetectCanny"].INPUT_TYPES()["optional"]
     about = {info.name: info for info in ck.detectors()}["canny"]
     assert set(optional) == {option.name for option in about.options} | {"resolution"}
