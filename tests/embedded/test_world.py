@@ -1,5 +1,7 @@
 """The small world: deterministic, exact, and described in a closed vocabulary."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from controlkit.embedded.render import render
 from controlkit.embedded.scenes import canny_array
 from controlkit.embedded.vocabulary import LENGTH, WORDS, encode, vocabulary
 from controlkit.embedded.world import COLOURS, FIRST_TRAINING_SEED, KINDS, Solid, World, sample_world
+from controlkit.errors import MissingExtra
 
 SEEDS = range(40)
 
@@ -114,3 +117,9 @@ def test_no_merge_is_missing_from_the_vocabulary():
 
 def test_held_out_seeds_are_below_the_training_seeds():
     assert FIRST_TRAINING_SEED == 1_000_000
+
+
+def test_without_opencv_a_scene_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingExtra, match="pip install opencv-python-headless"):
+        _ = embedded.scene(1_000_007).canny

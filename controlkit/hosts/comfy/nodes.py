@@ -38,7 +38,7 @@ from controlkit.module import MapModule
 from controlkit.report import Report
 
 MODES = ("balanced", "prompt", "control")
-MODE = (list(MODES), {"tooltip": "prompt: less of it far from the middle block; control: on the positive half alone"})
+MODE = (list(MODES), {"tooltip": "prompt: weaker far from the middle block; control: positive half alone"})
 RESIZES = ("stretch", "crop", "pad")
 CONDITIONS = ("canny", "mlsd", "hed", "sketch", "openpose", "midas", "seg")
 FOLDERS = ("controlnet", "style_models", "ipadapter")

@@ -178,8 +178,10 @@ def test_a_picture_is_attended_to_in_every_layer_and_nothing_stays(patch: Any, m
     torch.testing.assert_close(cond[0][1], cond[1][1])
     assert not torch.equal(cond[0][1], sampled(model, places=(0,))[0][1])
     (found,) = attached(patched)
-    assert found.record.row().applied == 2
-    assert found.record.row().norm > 0
+    row = found.record.row()
+    assert row.applied == 2
+    assert row.norm is not None
+    assert row.norm > 0
     assert hooks(model) == 0
 
 
