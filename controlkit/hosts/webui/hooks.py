@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from controlkit.attention import ExtraAttentions
-from controlkit.contracts import Residuals, RunInfo, Step, Target
+from controlkit.contracts import Residuals, Step, Target
 from controlkit.engine import Entry, Session
 from controlkit.errors import NotApplicable
 from controlkit.hosts.attention import AttentionHooks, Place
 from controlkit.hosts.hooks import Hook
 from controlkit.hosts.rows import cut_attention, cut_residuals
+from controlkit.hosts.sessions import Sessions
 from controlkit.hosts.webui.calls import Announced, unmarked
 from controlkit.residuals import from_noise_shift, to_noise
 
@@ -59,12 +60,12 @@ class Controlled:
         recompute: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.target, self.entries = target, tuple(entries)
-        self._unet, self._alpha_bar, self._decode, self._recompute = unet, alpha_bar, decode, recompute
+        self._unet, self._alpha_bar = unet, alpha_bar
         self._guides = any("noise" in entry.control.slots for entry in entries)
         self._attends = any("attention" in entry.control.slots for entry in entries)
         self._attention = AttentionHooks(places)
         self._extra: ExtraAttentions | None = None
-        self._sessions: dict[tuple[int, ...], Session] = {}
+        self._sessions = Sessions(entries, target, weights=self._weights, decode=decode, recompute=recompute)
         self._handles: list[Any] = []
         self._announced: Announced | None = None
         self._failure: Exception | None = None
@@ -110,11 +111,9 @@ class Controlled:
         self._attention.remove()
         while len(self._handles) > keep:
             self._handles.pop().remove()
-        sessions, self._sessions = self._sessions, {}
         self._announced, self._step, self._shift, self._adding = None, None, None, Residuals()
         self._context = None
-        for session in sessions.values():
-            session.close()
+        self._sessions.close()
 
     def announce(self, step: Announced) -> None:
         """Tell what the U-Net is about to be called for."""
@@ -169,7 +168,7 @@ class Controlled:
             added={} if sized is None else {"embedded": sized},
             alpha_bar=self._alpha_bar(here),
         )
-        session = self._session(step)
+        session = self._sessions.of(step)
         contribution = session.before(step)
         self._adding = contribution.residuals
         self._step = (step, session)
@@ -187,25 +186,6 @@ class Controlled:
         if len(args) > place:
             return (*args[:place], tokens, *args[place + 1 :]), kwargs
         return args, {**kwargs, "context": tokens}
-
-    def _session(self, step: Step) -> Session:
-        height, width = step.latents.shape[-2:]
-        key = (step.images, height, width, step.count)
-        if key not in self._sessions:
-            run = RunInfo(
-                target=self.target,
-                images=step.images,
-                height=height,
-                width=width,
-                steps=step.count,
-                device=step.latents.device,
-                dtype=step.latents.dtype,
-                decode=self._decode,
-                weights=self._weights,
-                recompute=self._recompute,
-            )
-            self._sessions[key] = Session(self.entries, run)
-        return self._sessions[key]
 
     def _weights(self) -> dict[str, Tensor]:
         """The U-Net's own weights, for controls that are stored as a difference to them."""
