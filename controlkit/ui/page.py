@@ -55,7 +55,7 @@ def values_of(page: Page, service: Service, ticks: int) -> list[Any]:
     values.append(widgets.drawing(page.start.image, page.start.mask))
     values.append(gr.skip() if page.start.image is None else gr.update(open=True))
     for unit in page.units:
-        values += [widgets.drawing(unit.image, unit.mask), ticks]
+        values += [widgets.drawing(unit.image, unit.mask), ticks if unit.use else 0]
     return values
 
 
@@ -178,6 +178,8 @@ def _settings(service: Service) -> tuple[list[Any], list[Panel]]:
                 panels.append(unit_panel(number, service, frame))
             pages.append(tab)
             uses.append(_marked(tab, f"Control {number}", panels[-1].values[0]))
+            tick = panels[-1].tick  # options of a detector are made when they are first to be seen
+            tab.select(lambda count: count or 1, tick, tick, show_progress="hidden", api_visibility="private")
         for number in range(1, GUIDES + 1):
             with gr.Tab(f"Guidance {number}", id=f"guide{number}", visible=number <= SHOWN[1]) as tab:
                 panels.append(guide_panel(number))
@@ -269,7 +271,7 @@ def _wire(
         if key:
             service.jobs.cancel(key)
 
-    fills = itertools.count(1)
+    fills = itertools.count(1000, 1000)  # far from what panels count to by themselves
 
     def fill(page: Page, said: str) -> list[Any]:
         return [*values_of(page, service, next(fills)), said]
@@ -309,10 +311,9 @@ def _wire(
         recipe: Any = lambda: fields.page_of(presets.load(service.places, name), service.places)  # noqa: E731
         return tried(recipe, f"Loaded {name}.")
 
-    def fresh() -> Any:
-        if presets.DEFAULT in presets.names(service.places):
-            return load(presets.DEFAULT)
-        return fill(Page(model=service.model), "")
+    def has_default() -> None:
+        if presets.DEFAULT not in presets.names(service.places):
+            raise gr.Error("none", visible=False, print_exception=False)  # ends the chain, and says nothing
 
     def code(*values: Any) -> str:
         try:
@@ -339,7 +340,10 @@ def _wire(
     made["load"].click(load, made["preset"], outputs, **quiet)
     made["write"].click(code, inputs, made["code"], **quiet)
     blocks.load(begin, None, made["gallery"], **quiet)
-    blocks.load(fresh, None, outputs, **quiet)
+    ticks = [panel.tick for panel in panels if panel.tick is not None]
+    blocks.load(lambda: 1, None, ticks[0], **quiet)
+    default = blocks.load(has_default, None, None, **quiet)
+    default.success(lambda: load(presets.DEFAULT), None, outputs, **quiet)
 
 
 def mount(app: Any, service: Service) -> Any:

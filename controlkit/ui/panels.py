@@ -161,7 +161,13 @@ def unit_panel(number: int, service: Service, frame: list[Any]) -> Panel:
 def _options(about: dict[str, Any], detector: Any, options: Any, tick: Any) -> None:
     """The widgets of the detector that is chosen, made anew when another is."""
 
-    @gr.render(inputs=[detector, options], triggers=[tick.change], show_progress="hidden")
+    @gr.render(
+        inputs=[detector, options],
+        triggers=[tick.change],
+        show_progress="hidden",
+        concurrency_limit=1,  # of one page, Gradio cannot make two at once
+        concurrency_id="options",
+    )
     def show(name: str, values: dict[str, Any]) -> None:
         made = 0
         for entry in about[name]["options"] if name in about else ():

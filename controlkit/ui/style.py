@@ -30,9 +30,11 @@ CSS = """
 .ck-bad{color:#c62828;font-weight:600}.dark .ck-bad{color:#ff8a80}
 .ck-grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(96px,1fr));gap:6px}
 .ck-grid img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:6px;display:block}
-.ck-grid a{color:inherit;text-decoration:none}.ck-grid small{display:block;font-size:.72rem;opacity:.8}
+.ck-grid a{display:block;color:inherit;text-decoration:none}
+.ck-grid small{display:block;font-size:.72rem;opacity:.8}
 .ck-again{font-size:.72rem!important;font-weight:400!important;padding:3px 0!important;min-height:28px;
- width:100%;color:var(--link-text-color)!important;background:none!important;border:none!important;cursor:pointer}
+ display:block;width:100%;margin:0!important;color:var(--link-text-color)!important;
+ background:none!important;border:none!important;cursor:pointer}
 .ck-score{font-size:.82rem;opacity:.85}
 .ck-sheet,.ck-stage .ck-sheet img{width:100%;max-width:100%}
 .ck-hint p{margin:0;font-size:.8rem;opacity:.7}

@@ -85,6 +85,11 @@ def test_from_a_photograph_to_the_same_picture_again(
     other.upload("restore", out / second)
     other.until("restored", lambda: "All settings" in other.says("said"))
     assert other.page.input_value("#steps input[type=number]") == "4"
+    other.page.get_by_role("tab", name="Control 2 ●").click()
+    other.until("its detector", lambda: other.page.input_value(detector) == "embedded-depth")
+    other.page.get_by_role("tab", name="Control 3").click()
+    other.page.get_by_text("Detector options").locator("visible=true").click()
+    other.until("options", lambda: other.page.get_by_text("low threshold").locator("visible=true").count())
     third = other.generate()
     assert np.array_equal(pixels(out / third), pixels(out / second))
 

@@ -57,7 +57,8 @@ def test_a_map_painted_by_hand_with_a_curve_as_a_grid(server: tuple[str, Any], b
     page.fill("#sweep-scales textarea, #sweep-scales input", "0.5, 1")
     page.fill("#sweep-seeds textarea, #sweep-seeds input", "3")
     page.click("#sweep-go")
-    person.until("the grid", lambda: page.query_selector("#stage img[alt='the grid']"))
+    width = """() => document.querySelector("#stage img[alt='the grid']")?.naturalWidth || 0"""
+    person.until("the grid", lambda: page.evaluate(width) > 2 * 128)
     sheet, second, first_made = service.places.pictures()[:3]
     assert "grid" in sheet.name
     scales = [ck.Recipe.load(each).controls[0].scale for each in (first_made, second)]

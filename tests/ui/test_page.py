@@ -66,8 +66,8 @@ def test_the_values_of_the_widgets_are_the_page(service: Any) -> None:
     values = values_of(page, service, 7)
     back = page_from(tuple(values[: len(values) - 2 * len(page.units)]))
     assert fields.recipe_of(back, service.places) == wanted
-    drawn, tick = values[-2 * len(page.units)], values[-1]
-    assert tick == 7
+    drawn, tick = values[-2 * len(page.units) :][:2]
+    assert (tick, values[-1]) == (7, 0)  # of a unit in use, and of one that is not
     painted = np.asarray(drawn["layers"][0].getchannel("A"))
     assert np.array_equal(painted, np.asarray(mask()).astype(int) * 6 // 10)  # a veil: it shows through
 
