@@ -7,33 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.hosts.webui.stand_in import Downsample, ResBlock, Upsample
+
 HEADS = 2
-
-
-class ResBlock(nn.Module):
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.out_channels = after
-        self.layer = nn.Conv2d(before, after, 3, padding=1)
-        self.emb = nn.Linear(1, after)
-
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        return torch.tanh(self.layer(h) + self.emb(emb)[..., None, None])
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.out_channels = channels
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.op(h)
-
-
-class Upsample(nn.Module):
-    def forward(self, h: Tensor) -> Tensor:
-        return nn.functional.interpolate(h, scale_factor=2.0)
 
 
 class Attention(nn.Module):
