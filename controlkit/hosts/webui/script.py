@@ -30,6 +30,35 @@ _PROMPTS = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 """Where the web UI keeps encoded prompts from one picture to the next."""
 
 
+class Refusal:
+    """An error that waits for the U-Net to be called: in place of controls, and off with their picture.
+
+    Args:
+        unet: What is called.
+        error: What is wrong.
+        ended: Called before it is raised.
+    """
+
+    entries: Sequence[Entry] = ()
+
+    def __init__(self, unet: Any, error: Exception, ended: Callable[[], None]) -> None:
+        def refuse(*_: Any) -> None:
+            ended()
+            raise error
+
+        self._handle = unet.register_forward_pre_hook(refuse)
+
+    def announce(self, step: Announced) -> None:
+        """Nothing is to be known of the call."""
+
+    def fail(self, error: Exception) -> None:
+        """It fails already."""
+
+    def remove(self) -> None:
+        """Take it off; harmless when called twice."""
+        self._handle.remove()
+
+
 @dataclass
 class Asked:
     """What one picture, or one batch, was asked to have; the modules and maps of its units are read once."""
@@ -112,6 +141,7 @@ class Front:
         except Exception as failure:
             error = failure
         if error is not None:
+            self._p = p
             self._refuse(model, error)
         elif entries and target is not None:
             self._now, self._p = self._controlled(model, target, entries), p
@@ -137,13 +167,8 @@ class Front:
         return target_of(model)
 
     def _refuse(self, model: Any, error: Exception) -> None:
-        """Have the next call of a model's U-Net raise an error, once."""
-
-        def refuse(*_: Any) -> None:
-            handle.remove()
-            raise error
-
-        handle = unet_of(model).register_forward_pre_hook(refuse)
+        """Have the next call of a model's U-Net raise an error, in this picture."""
+        self._now = Refusal(unet_of(model), error, self.release)
 
     def _controlled(self, model: Any, target: Target, entries: list[Entry]) -> Any:
         """What puts the controls on the model and takes them off: ``install``, ``remove``, ``entries``."""

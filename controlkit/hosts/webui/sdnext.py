@@ -57,12 +57,7 @@ class Front(script.Front):
         denoiser = getattr(model, "unet", None) or getattr(model, "transformer", None)
         if denoiser is None:
             raise error
-
-        def refuse(*_: Any) -> None:
-            self.release()
-            raise error
-
-        self._now = _Refusal(denoiser.register_forward_pre_hook(refuse))
+        self._now = script.Refusal(denoiser, error, self.release)
 
     def _controlled(self, model: Any, target: Target, entries: list[Entry]) -> Any:
         return _Attached(model, entries)
@@ -73,18 +68,6 @@ class Panel(script.Panel):
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         self.front.begin(p)
-
-
-class _Refusal:
-    """An error that waits for the U-Net to be called."""
-
-    entries: Sequence[Entry] = ()
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def remove(self) -> None:
-        self._handle.remove()
 
 
 class _Attached:

@@ -131,6 +131,17 @@ def test_another_picture_takes_off_what_one_left_that_ended_untold(monkeypatch: 
     assert hooks(webui.model) == 0
 
 
+def test_an_error_is_not_told_to_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    webui = WebUI(monkeypatch, works)
+    plain = webui.make()
+    p = Picture(webui.model)
+    webui.front.ask(p, [{"model": 3}])
+    webui.front.begin(p)
+    assert hooks(webui.model) > 0  # then something else fails, before the U-Net is called
+    assert torch.equal(webui.make(), plain)
+    assert hooks(webui.model) == 0
+
+
 def test_at_weight_0_there_is_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in.modules(monkeypatch, tmp_path)
     front, model = Front(), stand_in.model()
