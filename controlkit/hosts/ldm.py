@@ -11,7 +11,12 @@ from typing import Any, Literal, cast
 
 from controlkit.contracts import AttentionLayer, Slot, Target
 from controlkit.errors import NotApplicable
+from controlkit.hosts.attention import Place
 from controlkit.hosts.families import family
+
+NO_ATTENTION = (
+    "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
+)
 
 
 def describe(
@@ -130,6 +135,15 @@ def attention_modules(unet: Any) -> Iterator[tuple[str, Any, AttentionLayer]]:
                 width = int(module.to_q.weight.shape[0])
                 layer = AttentionLayer(width, stride, int(module.to_k.weight.shape[1]))
                 yield f"{place}.{name}", module, layer
+
+
+def places_of(unet: Any) -> tuple[Place, ...]:
+    """The cross-attention layers that can be added to, in the order of `Target.attention`; none where it has
+    others."""
+    found = list(attention_modules(unet)) if hasattr(unet, "output_blocks") else []
+    if not all(hasattr(module, "heads") and hasattr(module, "to_out") for _, module, _ in found):
+        return ()
+    return tuple(Place(*one) for one in found)
 
 
 def _numbered(name: str, blocks: Any) -> list[tuple[str, Any]]:

@@ -25,7 +25,8 @@ from controlkit.hosts.comfy.host import host
 from controlkit.hosts.comfy.kept import REPLAY, Added, Kept
 from controlkit.hosts.comfy.layout import MAPS, Lists, as_lists, merged
 from controlkit.hosts.comfy.running import branches_of, conditionings, signal
-from controlkit.hosts.comfy.unet import places_of, target_of
+from controlkit.hosts.comfy.unet import target_of
+from controlkit.hosts.ldm import places_of
 from controlkit.hosts.sessions import Sessions
 from controlkit.report import ControlRecord
 

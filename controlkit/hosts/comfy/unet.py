@@ -7,13 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from controlkit.contracts import Slot, Target
-from controlkit.hosts.attention import Place
 from controlkit.hosts.comfy.host import host
-from controlkit.hosts.ldm import attention_modules, describe
+from controlkit.hosts.ldm import NO_ATTENTION, describe, places_of
 
 _PATCH = "In ComfyUI this goes into the MODEL: use the node that is made for its kind."
 _NOISE = "In ComfyUI guidance has nodes of its own."
-_NONE = "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
 
 
 def target_of(model: Any, *, patched: bool = False) -> Target:
@@ -31,7 +29,7 @@ def target_of(model: Any, *, patched: bool = False) -> Target:
     if patched:
         attends = bool(places_of(model.diffusion_model))
         slots = ("skips", "mid", "encoder", "tokens", *(("attention",) if attends else ()))
-        refusals = {"noise": _NOISE, "attention": _NONE}
+        refusals = {"noise": _NOISE, "attention": NO_ATTENTION}
     return describe(
         model.diffusion_model,
         channels=int(model.latent_format.latent_channels),
@@ -41,14 +39,6 @@ def target_of(model: Any, *, patched: bool = False) -> Target:
         refusals=refusals,
         prediction="epsilon",  # what this host hands to the engine, whatever the U-Net itself predicts
     )
-
-
-def places_of(unet: Any) -> tuple[Place, ...]:
-    """The cross-attention layers of a U-Net, in the order of `Target.attention`; none where it has others."""
-    found = list(attention_modules(unet)) if hasattr(unet, "output_blocks") else []
-    if not all(hasattr(module, "heads") and hasattr(module, "to_out") for _, module, _ in found):
-        return ()
-    return tuple(Place(*one) for one in found)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from controlkit.contracts import Slot, Target
 from controlkit.errors import NotApplicable
 from controlkit.hosts.gradients import ordinary
-from controlkit.hosts.ldm import attention_modules, describe
+from controlkit.hosts.ldm import NO_ATTENTION, attention_modules, describe
 
-_NONE = "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
 Place = tuple[str, int, int]
 """Where a cross-attention layer is, as Forge's patches name it: ``input``, 1, 0."""
 
@@ -35,7 +34,7 @@ def target_of(patcher: Any) -> Target:
         added_dim=_pooled(unet),
         pixel_scale=8,
         slots=frozenset((*slots, "attention") if attends else slots),
-        refusals={} if attends else {"attention": _NONE},
+        refusals={} if attends else {"attention": NO_ATTENTION},
         prediction="epsilon",  # what this host hands to the engine, whatever the U-Net itself predicts
     )
 

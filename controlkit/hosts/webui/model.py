@@ -9,10 +9,7 @@ from torch import Tensor
 
 from controlkit.contracts import Slot, Target
 from controlkit.errors import NotApplicable
-from controlkit.hosts.attention import Place
-from controlkit.hosts.ldm import attention_modules, describe
-
-_NONE = "This U-Net has no cross-attention layers, so that there is nothing to add a picture's tokens to."
+from controlkit.hosts.ldm import NO_ATTENTION, describe, places_of
 
 
 def unet_of(model: Any) -> Any:
@@ -51,17 +48,9 @@ def target_of(model: Any) -> Target:
         added_dim=_pooled(unet),
         pixel_scale=8,
         slots=frozenset((*slots, "attention") if attends else slots),
-        refusals={} if attends else {"attention": _NONE},
+        refusals={} if attends else {"attention": NO_ATTENTION},
         prediction="v_prediction" if velocity else "epsilon",
     )
-
-
-def places_of(unet: Any) -> tuple[Place, ...]:
-    """The cross-attention layers of a U-Net that can be added to; empty where there are none."""
-    found = list(attention_modules(unet)) if hasattr(unet, "output_blocks") else []
-    if not all(hasattr(module, "heads") and hasattr(module, "to_out") for _, module, _ in found):
-        return ()
-    return tuple(Place(name, module, layer) for name, module, layer in found)
 
 
 def decoder_of(model: Any) -> Callable[[Tensor], Tensor]:

@@ -16,11 +16,12 @@ from typing import Any, cast
 
 from controlkit.contracts import Control, Target
 from controlkit.engine import Entry, admit
+from controlkit.hosts.ldm import places_of
 from controlkit.hosts.webui import controls, panel, units
 from controlkit.hosts.webui.calls import Announced, announced
 from controlkit.hosts.webui.hooks import Controlled
 from controlkit.hosts.webui.host import host
-from controlkit.hosts.webui.model import alpha_bar_of, decoder_of, places_of, target_of, unet_of
+from controlkit.hosts.webui.model import alpha_bar_of, decoder_of, target_of, unet_of
 from controlkit.hosts.webui.units import Guide, Unit
 from controlkit.report import ControlRecord, Report
 

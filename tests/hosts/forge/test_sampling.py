@@ -82,7 +82,7 @@ def by_forge(forge: Any, *controls: Any, model: Any = None, **given: Any) -> tup
 def by_hooks(*controls: Any, **given: Any) -> Tensor:
     """The same with the hooks that AUTOMATIC1111 gets, on an ordinary model."""
     from controlkit.hosts.forge.model import target_of
-    from controlkit.hosts.webui.model import places_of
+    from controlkit.hosts.ldm import places_of
 
     model = stand_in.loaded(inference=False)
     patcher, coder = model.forge_objects.unet, model.forge_objects.vae.first_stage_model
